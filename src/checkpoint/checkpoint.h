@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoint: a folder of safetensors files as named, typed tensors.
+//
+// Names are the official DeepSeek-V4 names ("layers.3.attn.wq_a.weight"), whatever the files use:
+// transformers names, a "model." prefix and fused expert tensors are mapped when the folder is
+// opened. Which format a linear has is found from its tensors, never from config.json. Files are
+// hostile until checked: every size is verified before anything is allocated or read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/quant_matrix.h"
+
+namespace quatrain {
+
+/// One tensor under its official name. Where the file fuses several (experts, gate_up), this is the
+/// slice that belongs to the name.
+struct TensorInfo {
+  std::string name;         ///< official name
+  std::string stored_name;  ///< name in the file
+  DType dtype = DType::kF32;
+  std::vector<std::int64_t> shape;  ///< of the slice; empty for a scalar
+  int file = 0;                     ///< index into Checkpoint::files()
+  std::int64_t offset = 0;          ///< absolute, in bytes, in that file
+  std::int64_t bytes = 0;
+
+  std::int64_t elements() const;
+};
+
+/// The tensors that make up one linear, found by name and shape.
+struct LinearSource {
+  std::string name;  ///< base name, without ".weight"
+  WeightFormat format = WeightFormat::kDense;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  const TensorInfo* weight = nullptr;
+  const TensorInfo* scale = nullptr;  ///< null for dense
+  float global_scale = 1.0f;          ///< multiplier; reciprocal spellings are inverted
+  float input_scale = 0.0f;           ///< 0 when absent
+  std::vector<const TensorInfo*> tensors;  ///< every tensor consumed, scalars included
+};
+
+/// Host memory of one linear read from disk; `matrix` points into it.
+struct LoadedLinear {
+  std::vector<std::byte> storage;
+  std::string name;
+  QuantMatrix matrix;
+};
+
+class Checkpoint {
+ public:
+  /// Opens a folder (model.safetensors, or shards with model.safetensors.index.json) or one file.
+  /// Reads and checks headers only. Throws Error naming file, tensor, expected and found.
+  static Checkpoint open(const std::filesystem::path& path);
+
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) noexcept;
+  ~Checkpoint();
+
+  const std::filesystem::path& path() const;
+  const std::vector<std::string>& files() const;
+  const std::vector<TensorInfo>& tensors() const;
+  const TensorInfo* find(std::string_view name) const;
+
+  /// "model-00001-of-00002.safetensors: tensor 'layers.0…'" (with the stored name if it differs).
+  std::string where(const TensorInfo& tensor) const;
+
+  /// Reads a tensor's bytes; `out` must have exactly tensor.bytes.
+  void read(const TensorInfo& tensor, std::span<std::byte> out) const;
+
+  /// A small dense tensor of any float type as FP32, checked against `shape`. `name` is complete.
+  std::vector<float> read_f32(std::string_view name, std::span<const std::int64_t> shape) const;
+  /// An integer tensor (I64 or I32), checked against `shape`.
+  std::vector<std::int64_t> read_ints(std::string_view name,
+                                      std::span<const std::int64_t> shape) const;
+
+  /// The linear with base name `base` ("layers.0.attn.wq_a"), of any supported format. Throws when
+  /// it is missing, inconsistent, or not rows x cols. Reads scalars only.
+  LinearSource linear(std::string_view base, std::int64_t rows, std::int64_t cols) const;
+  bool has_linear(std::string_view base) const;
+
+  /// Reads a linear whole and checks its scales: NaN or negative ones are refused.
+  LoadedLinear load(const LinearSource& source) const;
+
+ private:
+  struct Impl;
+  explicit Checkpoint(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace quatrain

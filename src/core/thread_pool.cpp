@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/thread_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/step_guard.h"
+
+namespace quatrain {
+namespace {
+
+// Spins this often before sleeping: a decode step is hundreds of loops a few µs apart, and a futex
+// wake costs more than that.
+constexpr int kSpins = 4000;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+template <class T>
+void wait_while_equal(std::atomic<T>& value, T old) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  workers_.reserve(static_cast<std::size_t>(threads - 1));
+  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true, std::memory_order_release);
+  generation_.fetch_add(1, std::memory_order_acq_rel);
+  generation_.notify_all();
+}
+
+void ThreadPool::run(std::int64_t n, std::int64_t grain, Call call, void* context) {
+  if (n <= 0) return;
+  grain = std::max<std::int64_t>(1, grain);
+  if (workers_.empty() || n <= grain) {
+    for (std::int64_t begin = 0; begin < n; begin += grain)
+      call(context, begin, std::min(n, begin + grain), 0);
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  n_ = n;
+  grain_ = grain;
+  operation_ = step_operation;
+  next_.store(0, std::memory_order_relaxed);
+  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_acq_rel);
+  generation_.notify_all();
+  take_ranges(0);
+  for (int busy; (busy = busy_.load(std::memory_order_acquire)) != 0;)
+    wait_while_equal(busy_, busy);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::take_ranges(int thread) {
+  try {
+    for (;;) {
+      const std::int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= n_) return;
+      call_(context_, begin, std::min(n_, begin + grain_), thread);
+    }
+  } catch (...) {
+    next_.store(n_, std::memory_order_relaxed);
+    const std::scoped_lock lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+  }
+}
+
+void ThreadPool::work(int thread) {
+  std::uint32_t seen = 0;
+  for (;;) {
+    wait_while_equal(generation_, seen);
+    const std::uint32_t now = generation_.load(std::memory_order_acquire);
+    if (now == seen) continue;
+    seen = now;
+    if (stop_.load(std::memory_order_acquire)) return;
+    {
+      const StepGuard guard(operation_);
+      take_ranges(thread);
+    }
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+  }
+}
+
+}  // namespace quatrain
