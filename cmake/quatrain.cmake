@@ -7,7 +7,8 @@ target_include_directories(quatrain_flags INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/
 # No contraction: the same bits whatever instruction set a file is compiled for.
 target_compile_options(quatrain_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion -Wshadow
-    -ffp-contract=off -fno-math-errno>)
+    -ffp-contract=off -fno-math-errno>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
 if(QUATRAIN_SANITIZE)
   target_compile_options(quatrain_flags INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${QUATRAIN_SANITIZE} -fno-omit-frame-pointer

@@ -2,6 +2,7 @@
 // Replaces operator new so that an allocation under a StepGuard ends the process with a message.
 // Linked into the command and the tests, never into the library.
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -19,10 +20,9 @@ void* allocate(std::size_t size, std::size_t alignment) {
                  size);
     std::abort();
   }
-  void* p = alignment <= kMallocAlignment
-                ? std::malloc(size)
-                : std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  return p;
+  if (alignment <= kMallocAlignment) return std::malloc(size);
+  if (size > SIZE_MAX - alignment) return nullptr;  // rounding up would wrap
+  return std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
 }
 
 void* allocate_or_throw(std::size_t size, std::size_t alignment) {

@@ -20,13 +20,19 @@ T load(const std::byte* base, std::int64_t i) {
 
 float load_scale(const QuantMatrix& m, std::int64_t i) {
   switch (m.scale_dtype) {
-    case DType::kF32: return load<float>(m.scales, i);
-    case DType::kBF16: return bf16_decode(load<std::uint16_t>(m.scales, i));
-    case DType::kF16: return f16_decode(load<std::uint16_t>(m.scales, i));
-    case DType::kF8E4M3: return e4m3_decode(load<std::uint8_t>(m.scales, i));
+    case DType::kF32:
+      return load<float>(m.scales, i);
+    case DType::kBF16:
+      return bf16_decode(load<std::uint16_t>(m.scales, i));
+    case DType::kF16:
+      return f16_decode(load<std::uint16_t>(m.scales, i));
+    case DType::kF8E4M3:
+      return e4m3_decode(load<std::uint8_t>(m.scales, i));
     case DType::kF8E8M0:
-    case DType::kU8: return ue8m0_decode(load<std::uint8_t>(m.scales, i));
-    default: fail("{}: scales of type {} have no meaning", m.name, name_of(m.scale_dtype));
+    case DType::kU8:
+      return ue8m0_decode(load<std::uint8_t>(m.scales, i));
+    default:
+      fail("{}: scales of type {} have no meaning", m.name, name_of(m.scale_dtype));
   }
 }
 
@@ -37,12 +43,14 @@ void decode_dense(const QuantMatrix& m, std::int64_t row, float* out) {
       std::memcpy(out, values, static_cast<std::size_t>(m.row_bytes()));
       return;
     case DType::kBF16:
-      for (std::int64_t c = 0; c < m.cols; ++c) out[c] = bf16_decode(load<std::uint16_t>(values, c));
+      for (std::int64_t c = 0; c < m.cols; ++c)
+        out[c] = bf16_decode(load<std::uint16_t>(values, c));
       return;
     case DType::kF16:
       for (std::int64_t c = 0; c < m.cols; ++c) out[c] = f16_decode(load<std::uint16_t>(values, c));
       return;
-    default: fail("{}: a dense weight of type {} has no meaning", m.name, name_of(m.dtype));
+    default:
+      fail("{}: a dense weight of type {} has no meaning", m.name, name_of(m.dtype));
   }
 }
 
@@ -77,12 +85,18 @@ void decode_fp8(const QuantMatrix& m, std::int64_t row, float* out) {
 
 std::string_view name_of(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kDense: return "dense";
-    case WeightFormat::kNvfp4: return "NVFP4";
-    case WeightFormat::kMxfp4: return "MXFP4";
-    case WeightFormat::kFp8Block: return "FP8 128x128";
-    case WeightFormat::kFp8Row: return "FP8 per row";
-    case WeightFormat::kFp8Tensor: return "FP8 per tensor";
+    case WeightFormat::kDense:
+      return "dense";
+    case WeightFormat::kNvfp4:
+      return "NVFP4";
+    case WeightFormat::kMxfp4:
+      return "MXFP4";
+    case WeightFormat::kFp8Block:
+      return "FP8 128x128";
+    case WeightFormat::kFp8Row:
+      return "FP8 per row";
+    case WeightFormat::kFp8Tensor:
+      return "FP8 per tensor";
   }
   return "?";
 }
@@ -94,21 +108,29 @@ std::int64_t QuantMatrix::row_bytes() const {
 
 std::int64_t QuantMatrix::scale_columns() const {
   switch (format) {
-    case WeightFormat::kDense: return 0;
-    case WeightFormat::kNvfp4: return cols / kNvfp4Block;
-    case WeightFormat::kMxfp4: return cols / kMxfp4Block;
-    case WeightFormat::kFp8Block: return ceil_div(cols, kFp8Block);
+    case WeightFormat::kDense:
+      return 0;
+    case WeightFormat::kNvfp4:
+      return cols / kNvfp4Block;
+    case WeightFormat::kMxfp4:
+      return cols / kMxfp4Block;
+    case WeightFormat::kFp8Block:
+      return ceil_div(cols, kFp8Block);
     case WeightFormat::kFp8Row:
-    case WeightFormat::kFp8Tensor: return 1;
+    case WeightFormat::kFp8Tensor:
+      return 1;
   }
   return 0;
 }
 
 std::int64_t QuantMatrix::scale_count() const {
   switch (format) {
-    case WeightFormat::kFp8Block: return ceil_div(rows, kFp8Block) * scale_columns();
-    case WeightFormat::kFp8Tensor: return 1;
-    default: return rows * scale_columns();
+    case WeightFormat::kFp8Block:
+      return ceil_div(rows, kFp8Block) * scale_columns();
+    case WeightFormat::kFp8Tensor:
+      return 1;
+    default:
+      return rows * scale_columns();
   }
 }
 
@@ -118,10 +140,14 @@ std::int64_t QuantMatrix::bytes() const {
 
 void decode_row(const QuantMatrix& matrix, std::int64_t row, float* out) {
   switch (matrix.format) {
-    case WeightFormat::kDense: return decode_dense(matrix, row, out);
-    case WeightFormat::kNvfp4: return decode_fp4(matrix, row, kNvfp4Block, out);
-    case WeightFormat::kMxfp4: return decode_fp4(matrix, row, kMxfp4Block, out);
-    default: return decode_fp8(matrix, row, out);
+    case WeightFormat::kDense:
+      return decode_dense(matrix, row, out);
+    case WeightFormat::kNvfp4:
+      return decode_fp4(matrix, row, kNvfp4Block, out);
+    case WeightFormat::kMxfp4:
+      return decode_fp4(matrix, row, kMxfp4Block, out);
+    default:
+      return decode_fp8(matrix, row, out);
   }
 }
 

@@ -14,12 +14,12 @@
 namespace quatrain {
 
 enum class WeightFormat : std::uint8_t {
-  kDense,     ///< F32, BF16 or F16 values, no scales
-  kNvfp4,     ///< E2M1 pairs; E4M3 scale per 16 columns [rows, cols/16]; one FP32 global multiplier
-  kMxfp4,     ///< E2M1 pairs; UE8M0 scale per 32 columns [rows, cols/32]
+  kDense,  ///< F32, BF16 or F16 values, no scales
+  kNvfp4,  ///< E2M1 pairs; E4M3 scale per 16 columns [rows, cols/16]; one FP32 global multiplier
+  kMxfp4,  ///< E2M1 pairs; UE8M0 scale per 32 columns [rows, cols/32]
   kFp8Block,  ///< E4M3; one scale (UE8M0, F32 or BF16) per 128x128 block [⌈rows/128⌉, ⌈cols/128⌉]
-  kFp8Row,    ///< E4M3; one scale (F32 or BF16) per row [rows]
-  kFp8Tensor, ///< E4M3; one scale (F32 or BF16)
+  kFp8Row,     ///< E4M3; one scale (F32 or BF16) per row [rows]
+  kFp8Tensor,  ///< E4M3; one scale (F32 or BF16)
 };
 
 /// "NVFP4", "MXFP4", "FP8 128x128", …
@@ -33,8 +33,8 @@ inline constexpr std::int64_t kFp8Block = 128;
 struct QuantMatrix {
   std::string_view name;  ///< the tensor's name, for messages
   WeightFormat format = WeightFormat::kDense;
-  std::int64_t rows = 0;  ///< output features
-  std::int64_t cols = 0;  ///< input features
+  std::int64_t rows = 0;       ///< output features
+  std::int64_t cols = 0;       ///< input features
   DType dtype = DType::kBF16;  ///< of `values`
   const std::byte* values = nullptr;
   DType scale_dtype = DType::kF32;  ///< of `scales`

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // StepGuard: proves that nothing allocates inside a step.
 //
-// While a guard is armed on a thread (and on pool threads that work for it), any operator new aborts
-// the process with the name of the running operation. The check lives in alloc_guard.cpp, which
-// replaces the global operator new; a binary that does not link it gets guards that do nothing.
+// While a guard is armed on a thread (and on pool threads that work for it), any operator new
+// aborts the process with the name of the running operation. The check lives in alloc_guard.cpp,
+// which replaces the global operator new; a binary that does not link it gets guards that do
+// nothing.
 #pragma once
 
 namespace quatrain {
@@ -29,7 +30,8 @@ class StepGuard {
   const char* previous_;
 };
 
-/// Suspends the guard, for work inside a step that may allocate (tracing, error messages).
+/// Suspends the guard, for work inside a step that may allocate (tracing, error messages):
+/// construct it with nullptr.
 using StepGuardPause = StepGuard;
 
 }  // namespace quatrain

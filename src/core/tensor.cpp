@@ -14,8 +14,10 @@ Tensor::Tensor(void* data, DType dtype, std::initializer_list<std::int64_t> shap
   std::int64_t stride = 1;
   for (int d = rank_ - 1; d >= 0; --d) {
     stride_[static_cast<std::size_t>(d)] = stride;
-    stride *= dim(d);
+    QT_CHECK(!__builtin_mul_overflow(stride, dim(d), &stride), "{} is too large", describe());
   }
+  std::int64_t bits = 0;
+  QT_CHECK(!__builtin_mul_overflow(stride, bits_of(dtype), &bits), "{} is too large", describe());
 }
 
 std::int64_t Tensor::elements() const {
@@ -35,8 +37,8 @@ bool Tensor::contiguous() const {
 }
 
 Tensor Tensor::rows(std::int64_t begin, std::int64_t count) const {
-  QT_CHECK(begin >= 0 && count >= 0 && begin + count <= dim(0), "rows [{}, {}) of {}", begin,
-           begin + count, describe());
+  QT_CHECK(begin >= 0 && count >= 0 && begin <= dim(0) && count <= dim(0) - begin,
+           "rows {} + {} of {}", begin, count, describe());
   Tensor t = *this;
   t.data_ = static_cast<char*>(data_) + begin * stride(0) * bytes_of(dtype_);
   t.shape_[0] = count;
@@ -62,8 +64,10 @@ Tensor Tensor::reshaped(std::initializer_list<std::int64_t> shape) const {
 }
 
 Tensor Tensor::columns(std::int64_t begin, std::int64_t count) const {
-  QT_CHECK(begin >= 0 && count >= 0 && begin + count <= dim(rank_ - 1), "columns [{}, {}) of {}",
-           begin, begin + count, describe());
+  QT_CHECK(rank_ >= 1, "an empty tensor has no columns");
+  const std::int64_t width = dim(rank_ - 1);
+  QT_CHECK(begin >= 0 && count >= 0 && begin <= width && count <= width - begin,
+           "columns {} + {} of {}", begin, count, describe());
   Tensor t = *this;
   t.data_ = static_cast<char*>(data_) + begin * stride(rank_ - 1) * bytes_of(dtype_);
   t.shape_[static_cast<std::size_t>(rank_ - 1)] = count;

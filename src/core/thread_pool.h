@@ -32,7 +32,8 @@ class ThreadPool {
   template <class Body>
   void parallel_for(std::int64_t n, std::int64_t grain, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run(n, grain,
+    run(
+        n, grain,
         [](void* context, std::int64_t begin, std::int64_t end, int thread) {
           (*static_cast<Plain*>(context))(begin, end, thread);
         },
@@ -44,6 +45,7 @@ class ThreadPool {
 
   void run(std::int64_t n, std::int64_t grain, Call call, void* context);
   void work(int thread);
+  void stop();
   void take_ranges(int thread);
 
   // The job: written by run() before generation_ advances, read by workers after they see it.
