@@ -42,18 +42,30 @@ struct LinearSource {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   const TensorInfo* weight = nullptr;
-  const TensorInfo* scale = nullptr;  ///< null for dense
-  float global_scale = 1.0f;          ///< multiplier; reciprocal spellings are inverted
-  float input_scale = 0.0f;           ///< 0 when absent
+  const TensorInfo* scale = nullptr;       ///< null for dense
+  float global_scale = 1.0f;               ///< multiplier; reciprocal spellings are inverted
+  float input_scale = 0.0f;                ///< 0 when absent
   std::vector<const TensorInfo*> tensors;  ///< every tensor consumed, scalars included
 };
 
-/// Host memory of one linear read from disk; `matrix` points into it.
+/// Host memory of one linear; `matrix` points into it, its name included. Movable, not copyable:
+/// the views stay valid because they point to the heap.
 struct LoadedLinear {
-  std::vector<std::byte> storage;
+  LoadedLinear() = default;
+  LoadedLinear(LoadedLinear&&) noexcept = default;
+  LoadedLinear& operator=(LoadedLinear&&) noexcept = default;
+
+  std::vector<std::byte> storage;  ///< values, scales, name
   std::string name;
   QuantMatrix matrix;
+
+  std::span<std::byte> values();
+  std::span<std::byte> scales();
 };
+
+/// Zeroed memory for a linear of the given format and types; scales 1.
+LoadedLinear allocate_linear(std::string_view name, WeightFormat format, std::int64_t rows,
+                             std::int64_t cols, DType dtype, DType scale_dtype);
 
 class Checkpoint {
  public:

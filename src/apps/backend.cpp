@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/backend.h"
+
+#include "backends/cpu/cpu_ops.h"
+#if defined(QUATRAIN_HAS_CUDA)
+#include "backends/cuda/cuda_ops.h"
+#endif
+
+namespace quatrain::apps {
+namespace {
+
+Backend make_cpu(int threads, const std::string& reason) {
+  auto ops = std::make_unique<CpuOps>(threads);
+  std::string description = fmt::format("cpu backend, {} threads{}", ops->pool().threads(), reason);
+  return {std::move(ops), std::move(description)};
+}
+
+Backend make_cuda() {
+#if defined(QUATRAIN_HAS_CUDA)
+  auto ops = std::make_unique<CudaOps>();
+  std::string description = fmt::format("cuda backend on {}", ops->properties().name);
+  return {std::move(ops), std::move(description)};
+#else
+  fail("this build has no CUDA backend");
+#endif
+}
+
+}  // namespace
+
+Backend make_backend(const std::string& name, int threads) {
+  if (name == "cpu") return make_cpu(threads, "");
+  if (name == "cuda") return make_cuda();
+  if (name != "auto") fail("--backend: expected auto, cpu or cuda, found '{}'", name);
+  try {
+    return make_cuda();
+  } catch (const Error& error) {
+    return make_cpu(threads, fmt::format(" (chosen because {})", error.what()));
+  }
+}
+
+}  // namespace quatrain::apps

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only place that knows all backends.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/ops.h"
+
+namespace quatrain::apps {
+
+struct Backend {
+  std::unique_ptr<Ops> ops;
+  std::string description;  ///< which one, on what, and why it was chosen
+};
+
+/// "cpu", "cuda", or "auto": cuda where the build has it and a usable GPU is there, otherwise cpu.
+/// `threads` is for the CPU; 0 takes one per core.
+Backend make_backend(const std::string& name, int threads);
+
+}  // namespace quatrain::apps

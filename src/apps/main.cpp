@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command `quatrain`: one binary with verbs. Only the folder apps chooses a backend.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "apps/commands.h"
+#include "core/error.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("Quatrain runs DeepSeek-V4 models with NVFP4 weights.", "quatrain");
+  app.set_version_flag("--version", "quatrain " QUATRAIN_VERSION " (cpu; " QUATRAIN_COMPILER ")");
+  app.require_subcommand(1);
+  app.option_defaults()->always_capture_default(false);
+  quatrain::apps::add_run(app);
+  quatrain::apps::add_chat(app);
+  quatrain::apps::add_inspect(app);
+  quatrain::apps::add_quantize(app);
+  quatrain::apps::add_perplexity(app);
+  quatrain::apps::add_tokenize(app);
+  quatrain::apps::add_logits(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "quatrain: error: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/model_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+
+#include "core/progress.h"
+#include "ops/check_ops.h"
+
+namespace quatrain::apps {
+
+void ModelFlags::add_to(CLI::App& app) {
+  app.add_option("MODEL,-m,--model,--model-path", model,
+                 "Folder with config.json, safetensors files and tokenizer.json")
+      ->required();
+  app.add_option("--backend", backend, "cpu, cuda, or auto: cuda where there is a usable GPU")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("-t,--threads", threads, "CPU threads; 0 takes one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("-c,--max-model-len,--ctx-size,--ctx,--context-length", options.max_model_len,
+                 "Context in tokens; 0 takes the checkpoint's maximum, at most 8192")
+      ->capture_default_str();
+  app.add_option("--max-num-batched-tokens,--chunked-prefill-size", options.max_num_batched_tokens,
+                 "Tokens of a prompt that run in one step")
+      ->capture_default_str();
+  app.add_option("--expert-activations", expert_activations,
+                 "Inputs of the routed experts: auto (fp32 on the CPU, bf16 on a GPU), fp32, bf16, "
+                 "nvfp4 (FP4 with one scale per row) or static (FP4 with the checkpoint's "
+                 "input_scale)")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "nvfp4", "static"}))
+      ->capture_default_str();
+  app.add_option("--sim", sim, "Round cached keys to the FP8/FP4 grid of the packed caches")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->capture_default_str();
+  app.add_option("--trace", trace, "Write every intermediate tensor to this folder");
+  app.add_option("--trace-filter", trace_filter, "Trace only operations whose name contains this");
+  app.add_flag("--check", check, "Stop at the first operation whose result is not finite");
+}
+
+namespace {
+
+ExpertActivations parse_activations(const std::string& name, std::string_view backend) {
+  if (name == "nvfp4") return ExpertActivations::kNvfp4;
+  if (name == "static") return ExpertActivations::kStatic;
+  const std::string_view own = backend == "cpu" ? "fp32" : "bf16";
+  if (name != "auto" && name != own)
+    fail("--expert-activations {}: the {} backend takes {}, nvfp4 or static", name, backend, own);
+  return ExpertActivations::kFull;
+}
+
+}  // namespace
+
+LoadedEngine::LoadedEngine(const ModelFlags& flags)
+    : backend_(make_backend(flags.backend, flags.threads)) {
+  ops_ = backend_.ops.get();
+  if (flags.check) {
+    check_ = std::make_unique<CheckOps>(*ops_, true);
+    ops_ = check_.get();
+  }
+  if (!flags.trace.empty()) {
+    trace_ = std::make_unique<TraceOps>(*ops_, flags.trace, flags.trace_filter);
+    ops_ = trace_.get();
+  }
+  EngineOptions options = flags.options;
+  options.record = !check_ && !trace_;  // decorators see single operations only
+  options.numerics.sim = flags.sim == "on";
+  options.numerics.expert_activations =
+      parse_activations(flags.expert_activations, ops_->backend_name());
+
+  const auto start = std::chrono::steady_clock::now();
+  std::unique_ptr<ProgressBar> bar;
+  std::int64_t reported = 0;
+  runner_ = std::make_unique<ModelRunner>(*ops_, flags.model, options,
+                                          [&](std::int64_t done, std::int64_t total) {
+                                            if (!bar)
+                                              bar = std::make_unique<ProgressBar>("loading", total);
+                                            bar->advance(done - reported);
+                                            reported = done;
+                                          });
+  if (bar) bar->finish();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  fmt::print(stderr,
+             "{}: {:.1f} MB of weights, {:.1f} MB of caches for {} tokens, {:.1f} MB of scratch; "
+             "{}; ready in {:.2f} s\n",
+             flags.model, static_cast<double>(runner_->weight_bytes()) / 1e6,
+             static_cast<double>(runner_->cache().bytes()) / 1e6, runner_->options().max_model_len,
+             static_cast<double>(runner_->scratch_bytes()) / 1e6, backend_.description,
+             seconds.count());
+}
+
+Tokenizer load_tokenizer(const std::string& model, const V4Config& config) {
+  Tokenizer tokenizer = Tokenizer::load(model);
+  if (tokenizer.vocab_size() > config.vocab_size)
+    fail("{}: tokenizer.json has ids up to {}, config.json a vocab_size of {}", model,
+         tokenizer.vocab_size() - 1, config.vocab_size);
+  return tokenizer;
+}
+
+}  // namespace quatrain::apps

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Flags that every verb which runs a model shares, and what they load.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "apps/backend.h"
+#include "ops/trace_ops.h"
+#include "runtime/model_runner.h"
+#include "tokenizer/tokenizer.h"
+
+namespace CLI {
+class App;
+}
+
+namespace quatrain::apps {
+
+struct ModelFlags {
+  std::string model;
+  std::string backend = "auto";
+  std::string expert_activations = "auto";
+  std::string sim = "off";
+  std::string trace;
+  std::string trace_filter;
+  int threads = 0;
+  bool check = false;
+  EngineOptions options;
+
+  /// Adds the flags; the model is the first positional argument or -m/--model.
+  void add_to(CLI::App& app);
+};
+
+/// A model that is ready to run: backend, decorators, runner.
+class LoadedEngine {
+ public:
+  /// Loads with a progress bar on stderr and prints one line about what was loaded.
+  explicit LoadedEngine(const ModelFlags& flags);
+
+  ModelRunner& runner() { return *runner_; }
+  const V4Config& config() const { return runner_->config(); }
+  Ops& ops() { return *ops_; }
+
+ private:
+  Backend backend_;
+  std::unique_ptr<Ops> check_;
+  std::unique_ptr<TraceOps> trace_;
+  Ops* ops_ = nullptr;  // the outermost of the above
+  std::unique_ptr<ModelRunner> runner_;
+};
+
+/// The tokenizer in the model's folder; refuses one with more ids than the model has.
+Tokenizer load_tokenizer(const std::string& model, const V4Config& config);
+
+}  // namespace quatrain::apps

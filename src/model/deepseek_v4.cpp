@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/deepseek_v4.h"
+
+namespace quatrain {
+
+struct DeepseekV4::Step {
+  Ops& ops;
+  Arena& arena;
+  const Batch& batch;
+
+  std::int64_t rows() const { return batch.rows(); }
+  Tensor make(std::initializer_list<std::int64_t> shape) const {
+    return arena.make(ops.activation_dtype(), shape);
+  }
+  Tensor make_f32(std::initializer_list<std::int64_t> shape) const {
+    return arena.make(DType::kF32, shape);
+  }
+};
+
+DeepseekV4::DeepseekV4(const V4Config& config, const ModelWeights& weights, Numerics numerics)
+    : config_(config), weights_(weights), numerics_(numerics) {
+  const std::int64_t index_width = config.index_head_dim;
+  if (numerics.sim && (index_width & (index_width - 1)) != 0)
+    fail("index_head_dim: rounding index keys to the cache's grid needs a power of two, found {}",
+         index_width);
+  if (numerics.expert_activations == ExpertActivations::kFull) return;
+  if (config.hidden_size % kNvfp4Block != 0 || config.moe_intermediate_size % kNvfp4Block != 0)
+    fail(
+        "NVFP4 expert activations need widths in multiples of {}, found hidden_size {} and "
+        "moe_intermediate_size {}",
+        kNvfp4Block, config.hidden_size, config.moe_intermediate_size);
+  if (numerics.expert_activations != ExpertActivations::kStatic) return;
+  const auto need_input_scales = [](const LayerWeights& layer) {
+    if (!layer.ffn.experts->has_input_scales)
+      fail(
+          "{}: static expert activations need a calibrated input_scale for every projection; use "
+          "per-row scales instead",
+          layer.ffn.experts->name);
+  };
+  for (const LayerWeights& layer : weights.layers) need_input_scales(layer);
+  for (const MtpWeights& mtp : weights.mtp) need_input_scales(mtp.layer);
+}
+
+void DeepseekV4::forward(Ops& ops, Arena& arena, const Batch& batch, const KvCache& cache,
+                         Tensor streams, Tensor logit_rows, Tensor logits) const {
+  const Arena::Scope scope(arena);
+  const Step step{ops, arena, batch};
+  ops.scope("embed", -1);
+  ops.embed({.ids = batch.token_ids, .table = weights_.embed, .streams = streams});
+  for (std::int64_t l = 0; l < config_.num_layers; ++l) {
+    block(step, l, weights_.layers[static_cast<std::size_t>(l)], cache.layer(l), streams);
+  }
+  ops.scope("head", -1);
+  head(step, weights_.hc_head, weights_.norm, streams, logit_rows, logits);
+}
+
+void DeepseekV4::forward_mtp(Ops& ops, Arena& arena, const Batch& next, const KvCache& cache,
+                             std::int64_t m, Tensor streams, Tensor logit_rows,
+                             Tensor logits) const {
+  const Arena::Scope scope(arena);
+  const Step step{ops, arena, next};
+  const MtpWeights& w = weights_.mtp[static_cast<std::size_t>(m)];
+  const std::int64_t tokens = step.rows(), hc = config_.hc_mult, width = config_.hidden_size;
+  ops.scope("mtp", config_.num_layers + m);
+
+  // Z_s = e_proj · norm(embed[next]) + h_proj · norm(X_s)
+  Tensor embedded = step.make({tokens, 1, width});
+  ops.embed({.ids = next.token_ids, .table = weights_.embed, .streams = embedded});
+  Tensor e = norm(step, embedded.reshaped({tokens, width}), w.enorm);
+  Tensor h = norm(step, streams.reshaped({tokens * hc, width}), w.hnorm);
+  ops.linear({.x = h, .w = w.h_proj.get(), .out = streams.reshaped({tokens * hc, width})});
+  ops.add_to_streams({.e = linear(step, e, *w.e_proj), .streams = streams});
+
+  block(step, config_.num_layers + m, w.layer, cache.mtp(m), streams);
+  ops.scope("mtp_head", config_.num_layers + m);
+  head(step, w.hc_head, w.norm, streams, logit_rows, logits);
+}
+
+// One transformer block: two sub-layers, each between hc_pre and hc_post.
+void DeepseekV4::block(const Step& step, std::int64_t layer, const LayerWeights& w,
+                       const LayerCache& cache, Tensor streams) const {
+  const std::int64_t tokens = step.rows(), hc = config_.hc_mult;
+  const auto sub_layer = [&](const char* part, const HcWeights& hc_weights, Tensor norm_weight,
+                             auto&& body) {
+    const Arena::Scope scope(step.arena);
+    step.ops.scope(part, layer);
+    Tensor y = step.make({tokens, config_.hidden_size});
+    Tensor post = step.make_f32({tokens, hc});
+    Tensor comb = step.make_f32({tokens, hc, hc});
+    step.ops.hc_pre({.streams = streams,
+                     .weights = hc_weights,
+                     .sinkhorn_iters = static_cast<int>(config_.hc_sinkhorn_iters),
+                     .hc_eps = static_cast<float>(config_.hc_eps),
+                     .norm_eps = static_cast<float>(config_.rms_norm_eps),
+                     .out = y,
+                     .post = post,
+                     .comb = comb});
+    Tensor f = body(norm(step, y, norm_weight));
+    step.ops.hc_post({.f = f, .post = post, .comb = comb, .streams = streams});
+  };
+  sub_layer("attn", w.hc_attn, w.attn_norm, [&](Tensor x) { return attention(step, w, cache, x); });
+  sub_layer("ffn", w.hc_ffn, w.ffn_norm, [&](Tensor x) { return moe(step, w.ffn, x); });
+}
+
+Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerCache& cache,
+                             Tensor x) const {
+  const AttentionWeights& a = w.attn;
+  const Batch& batch = step.batch;
+  const std::int64_t tokens = step.rows(), heads = config_.num_heads, n = config_.head_dim;
+  const std::int64_t groups = config_.o_groups;
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  const Tensor inv_freq = frequencies(w.ratio);
+
+  // Queries: low-rank, normalised per head without a weight, rotated on the trailing dims.
+  Tensor qr = norm(step, linear(step, x, *a.wq_a), a.q_norm);
+  Tensor q = linear(step, qr, *a.wq_b).reshaped({tokens, heads, n});
+  step.ops.rms_norm({.x = q, .weight = {}, .eps = eps, .out = q});
+  step.ops.rope({.x = q, .positions = batch.positions, .inv_freq = inv_freq});
+
+  // One latent per token is key and value of every head.
+  Tensor kv = norm(step, linear(step, x, *a.wkv), a.kv_norm);
+  step.ops.rope({.x = kv, .positions = batch.positions, .inv_freq = inv_freq});
+  if (numerics_.sim)
+    step.ops.round_to_grid({.x = kv, .grid = CacheGrid::kLatent, .rope_dim = config_.rope_dim});
+
+  Tensor selected;
+  if (w.ratio > 0)
+    compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, x);
+  if (w.ratio == 4) selected = select_entries(step, w, cache, x, qr);
+
+  Tensor o = step.make({tokens, heads, n});
+  step.ops.attend({.batch = batch,
+                   .q = q,
+                   .latents = kv,
+                   .ring = cache.ring,
+                   .entries = cache.entries,
+                   .selected = selected,
+                   .sinks = a.sinks,
+                   .out = o});
+  step.ops.kv_store({.batch = batch, .latents = kv, .ring = cache.ring});
+
+  // Values carried their rotation into the output: undo it at the query's position.
+  step.ops.rope({.x = o, .positions = batch.positions, .inv_freq = inv_freq, .inverse = true});
+  Tensor u = step.make({tokens, groups, config_.o_lora_rank});
+  step.ops.grouped_linear(
+      {.x = o.reshaped({tokens, groups, heads / groups * n}), .w = a.wo_a.get(), .out = u});
+  return linear(step, u.reshaped({tokens, groups * config_.o_lora_rank}), *a.wo_b);
+}
+
+// The lightning indexer: its own compressor, queries from qr, head weights from x.
+Tensor DeepseekV4::select_entries(const Step& step, const LayerWeights& w, const LayerCache& cache,
+                                  Tensor x, Tensor qr) const {
+  const IndexerWeights& indexer = w.attn.indexer;
+  const std::int64_t tokens = step.rows();
+  compress(step, indexer.compressor, cache.index_compressor, cache.index_keys, CacheGrid::kIndex,
+           x);
+  Tensor q = linear(step, qr, *indexer.wq_b)
+                 .reshaped({tokens, config_.index_num_heads, config_.index_head_dim});
+  step.ops.rope({.x = q, .positions = step.batch.positions, .inv_freq = frequencies(w.ratio)});
+  if (numerics_.sim) step.ops.round_to_grid({.x = q, .grid = CacheGrid::kIndex});
+  Tensor selected = step.arena.make(DType::kI32, {tokens, config_.index_topk});
+  step.ops.index_select({.batch = step.batch,
+                         .q = q,
+                         .weights = linear(step, x, *indexer.weights_proj),
+                         .keys = cache.index_keys,
+                         .selected = selected});
+  return selected;
+}
+
+void DeepseekV4::compress(const Step& step, const CompressorWeights& w,
+                          const CompressorState& state, const RowPool& entries, CacheGrid grid,
+                          Tensor x) const {
+  Tensor values = step.make_f32({step.rows(), w.wkv->rows});
+  Tensor scores = step.make_f32({step.rows(), w.wgate->rows});
+  step.ops.linear({.x = x, .w = w.wkv.get(), .out = values, .precise = true});
+  step.ops.linear({.x = x, .w = w.wgate.get(), .out = scores, .precise = true});
+  step.ops.compress({.batch = step.batch,
+                     .values = values,
+                     .scores = scores,
+                     .bias = w.ape,
+                     .norm_weight = w.norm,
+                     .inv_freq = weights_.compress_inv_freq,
+                     .eps = static_cast<float>(config_.rms_norm_eps),
+                     .grid = numerics_.sim ? grid : CacheGrid::kNone,
+                     .state = state,
+                     .entries = entries});
+}
+
+Tensor DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x) const {
+  const std::int64_t tokens = step.rows(), k = config_.experts_per_token;
+  const auto limit = static_cast<float>(config_.swiglu_limit);
+  Tensor scores = step.make_f32({tokens, config_.num_experts});
+  Tensor ids = step.arena.make(DType::kI32, {tokens, k});
+  Tensor weights = step.make_f32({tokens, k});
+  step.ops.linear({.x = x, .w = w.gate.get(), .out = scores, .precise = true});
+  step.ops.route({.logits = scores,
+                  .bias = w.bias,
+                  .hash_table = w.hash_table,
+                  .token_ids = step.batch.token_ids,
+                  .scale = static_cast<float>(config_.routed_scaling_factor),
+                  .ids = ids,
+                  .weights = weights});
+
+  // The shared expert first; the routed ones add to it.
+  Tensor gate = linear(step, x, *w.shared_w1);
+  step.ops.swiglu({.gate = gate, .up = linear(step, x, *w.shared_w3), .limit = limit, .out = gate});
+  Tensor out = linear(step, gate, *w.shared_w2);
+  step.ops.experts({.batch = step.batch,
+                    .x = x,
+                    .ids = ids,
+                    .weights = weights,
+                    .w = w.experts.get(),
+                    .limit = limit,
+                    .activations = numerics_.expert_activations,
+                    .out = out});
+  return out;
+}
+
+void DeepseekV4::head(const Step& step, const HcWeights& hc_head, Tensor norm_weight,
+                      Tensor streams, Tensor logit_rows, Tensor logits) const {
+  if (!logit_rows || logit_rows.dim(0) == 0) return;
+  Tensor last = step.make({logit_rows.dim(0), config_.hc_mult, config_.hidden_size});
+  step.ops.gather_rows({.x = streams, .rows = logit_rows, .out = last});
+  Tensor h = step.make({logit_rows.dim(0), config_.hidden_size});
+  step.ops.hc_head({.streams = last,
+                    .weights = hc_head,
+                    .hc_eps = static_cast<float>(config_.hc_eps),
+                    .norm_eps = static_cast<float>(config_.rms_norm_eps),
+                    .out = h});
+  step.ops.linear({.x = norm(step, h, norm_weight), .w = weights_.head.get(), .out = logits});
+}
+
+Tensor DeepseekV4::norm(const Step& step, Tensor x, Tensor weight) const {
+  Tensor out = step.make({x.dim(0), x.dim(1)});
+  step.ops.rms_norm(
+      {.x = x, .weight = weight, .eps = static_cast<float>(config_.rms_norm_eps), .out = out});
+  return out;
+}
+
+Tensor DeepseekV4::linear(const Step& step, Tensor x, const PackedLinear& w) const {
+  Tensor out = step.make({x.dim(0), w.rows});
+  step.ops.linear({.x = x, .w = &w, .out = out});
+  return out;
+}
+
+// Window-only layers rotate with the plain base; compressed ones with their own and YaRN, in all
+// their rotations.
+Tensor DeepseekV4::frequencies(std::int64_t ratio) const {
+  return ratio == 0 ? weights_.inv_freq : weights_.compress_inv_freq;
+}
+
+}  // namespace quatrain

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The DeepSeek-V4 forward pass, written once for prefill and decode, every backend and mode.
+//
+// It reads like the paper: one function per block, symbols as in docs/paper_map.md. It issues
+// operations and never looks at a value; scratch comes from the arena it is given.
+#pragma once
+
+#include "core/arena.h"
+#include "model/config.h"
+#include "model/kv_layout.h"
+#include "model/weights.h"
+
+namespace quatrain {
+
+struct Numerics {
+  /// Round cached latents and index keys to the grid of the packed caches (official numerics).
+  bool sim = false;
+  ExpertActivations expert_activations = ExpertActivations::kFull;
+};
+
+class DeepseekV4 {
+ public:
+  DeepseekV4(const V4Config& config, const ModelWeights& weights, Numerics numerics);
+
+  /// Runs one step. Writes F32 logits [n, V] of the batch rows `logit_rows` (I32 [n]); skips the
+  /// head when n is 0. `streams` [T, hc, D] receives the residual streams before hc_head, which
+  /// the MTP block starts from.
+  void forward(Ops& ops, Arena& arena, const Batch& batch, const KvCache& cache, Tensor streams,
+               Tensor logit_rows, Tensor logits) const;
+
+  /// Runs MTP block m. `next` is the batch with each row's *following* token id and the row's own
+  /// position; `streams` [T, hc, D] are forward()'s for the same rows and become the block's own.
+  void forward_mtp(Ops& ops, Arena& arena, const Batch& next, const KvCache& cache, std::int64_t m,
+                   Tensor streams, Tensor logit_rows, Tensor logits) const;
+
+  const V4Config& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+  const Numerics& numerics() const { return numerics_; }
+
+ private:
+  struct Step;  // what every block of one step shares
+
+  void block(const Step& step, std::int64_t layer, const LayerWeights& w, const LayerCache& cache,
+             Tensor streams) const;
+  Tensor attention(const Step& step, const LayerWeights& w, const LayerCache& cache,
+                   Tensor x) const;
+  Tensor select_entries(const Step& step, const LayerWeights& w, const LayerCache& cache, Tensor x,
+                        Tensor qr) const;
+  void compress(const Step& step, const CompressorWeights& w, const CompressorState& state,
+                const RowPool& entries, CacheGrid grid, Tensor x) const;
+  Tensor moe(const Step& step, const FfnWeights& w, Tensor x) const;
+  void head(const Step& step, const HcWeights& hc_head, Tensor norm, Tensor streams,
+            Tensor logit_rows, Tensor logits) const;
+  Tensor norm(const Step& step, Tensor x, Tensor weight) const;
+  Tensor linear(const Step& step, Tensor x, const PackedLinear& w) const;
+  Tensor frequencies(std::int64_t ratio) const;
+
+  const V4Config& config_;
+  const ModelWeights& weights_;
+  Numerics numerics_;
+};
+
+}  // namespace quatrain

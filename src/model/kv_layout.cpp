@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/kv_layout.h"
+
+#include <cstring>
+
+namespace quatrain {
+
+KvCache::KvCache(Ops& ops, const V4Config& config, std::int64_t slots, std::int64_t blocks)
+    : ops_(ops), config_(config), slots_(slots), blocks_(blocks) {
+  for (std::int64_t l = 0; l < config.num_layers; ++l)
+    layers_.push_back(make_layer(config.ratio(l)));
+  for (std::int64_t m = 0; m < config.num_mtp_layers; ++m) mtp_.push_back(make_layer(0));
+}
+
+Tensor KvCache::make(DType dtype, std::initializer_list<std::int64_t> shape) {
+  const Tensor view(nullptr, dtype, shape);
+  memory_.push_back(ops_.allocate(view.bytes()));
+  bytes_ += view.bytes();
+  tensors_.emplace_back(memory_.back().data(), dtype, shape);
+  ops_.zero(tensors_.back());
+  return tensors_.back();
+}
+
+LayerCache KvCache::make_layer(std::int64_t ratio) {
+  const DType type = ops_.cache_dtype();
+  const std::int64_t width = config_.head_dim;
+  LayerCache cache;
+  cache.ring = make(type, {slots_, config_.sliding_window, width});
+  if (ratio == 0) return cache;
+  const bool overlaps = ratio == 4;
+  const std::int64_t capacity = overlaps ? 2 * ratio : ratio;
+  const auto state = [&](std::int64_t w) {
+    const std::int64_t channels = overlaps ? 2 * w : w;
+    return CompressorState{.values = make(DType::kF32, {slots_, capacity, channels}),
+                           .scores = make(DType::kF32, {slots_, capacity, channels})};
+  };
+  const std::int64_t rows = blocks_ * (kBlockTokens / ratio);
+  cache.entries = {.rows = make(type, {rows, width}), .ratio = ratio};
+  cache.compressor = state(width);
+  if (ratio == 4) {
+    cache.index_keys = {.rows = make(type, {rows, config_.index_head_dim}), .ratio = ratio};
+    cache.index_compressor = state(config_.index_head_dim);
+  }
+  return cache;
+}
+
+void KvCache::poison(Ops& ops) const {
+  for (const Tensor& tensor : tensors_) {
+    const std::vector<unsigned char> ones(static_cast<std::size_t>(tensor.bytes()), 0xFF);
+    ops.upload(tensor, ones.data());
+  }
+}
+
+}  // namespace quatrain

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/cost_ops.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace quatrain {
+namespace {
+
+double bytes(std::initializer_list<Tensor> tensors) {
+  double sum = 0;
+  for (const Tensor& t : tensors)
+    if (t) sum += static_cast<double>(t.bytes());
+  return sum;
+}
+
+double elements(const Tensor& t) { return static_cast<double>(t.elements()); }
+
+// Entries that a query at the end of the context sees.
+double visible(const RowPool& pool, std::int64_t context) {
+  return pool.rows ? static_cast<double>(context / pool.ratio) : 0.0;
+}
+
+double row_bytes(const Tensor& rows) {
+  return static_cast<double>(rows.dim(rows.rank() - 1) * bytes_of(rows.dtype()));
+}
+
+}  // namespace
+
+OpCost cost_of(const op::Embed& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.streams}), .flops = 0};
+}
+
+OpCost cost_of(const op::HcPre& a, std::int64_t) {
+  return {.bytes = bytes({a.streams, a.weights.fn, a.out, a.post, a.comb}),
+          .flops = 2 * elements(a.streams) * static_cast<double>(a.weights.fn.dim(0) + 2)};
+}
+
+OpCost cost_of(const op::HcPost& a, std::int64_t) {
+  return {.bytes = bytes({a.f, a.streams, a.streams, a.post, a.comb}),
+          .flops = 2 * elements(a.streams) * static_cast<double>(a.streams.dim(1) + 1)};
+}
+
+OpCost cost_of(const op::HcHead& a, std::int64_t) {
+  return {.bytes = bytes({a.streams, a.weights.fn, a.out}),
+          .flops = 2 * elements(a.streams) * static_cast<double>(a.weights.fn.dim(0) + 2)};
+}
+
+OpCost cost_of(const op::RmsNorm& a, std::int64_t) {
+  return {.bytes = bytes({a.x, a.weight, a.out}), .flops = 4 * elements(a.x)};
+}
+
+OpCost cost_of(const op::Linear& a, std::int64_t) {
+  return {.bytes = bytes({a.x, a.out}) + static_cast<double>(a.w->bytes),
+          .flops = 2 * elements(a.x) * static_cast<double>(a.w->rows)};
+}
+
+OpCost cost_of(const op::GroupedLinear& a, std::int64_t) {
+  return {.bytes = bytes({a.x, a.out}) + static_cast<double>(a.w->bytes),
+          .flops = 2 * elements(a.out) * static_cast<double>(a.w->cols)};
+}
+
+OpCost cost_of(const op::Rope& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.x}), .flops = 3 * elements(a.x)};
+}
+
+OpCost cost_of(const op::RoundToGrid& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.x}), .flops = 4 * elements(a.x)};
+}
+
+OpCost cost_of(const op::Compress& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.values, a.scores}), .flops = 6 * elements(a.values)};
+}
+
+OpCost cost_of(const op::IndexSelect& a, std::int64_t context) {
+  const double keys = visible(a.keys, context);
+  const bool scored = keys > static_cast<double>(a.selected.dim(1));
+  return {.bytes = bytes({a.q, a.weights, a.selected}) +
+                   (scored ? static_cast<double>(a.q.dim(0)) * keys * row_bytes(a.keys.rows) : 0.0),
+          .flops = scored ? 2 * elements(a.q) * keys : 0.0};
+}
+
+OpCost cost_of(const op::Attend& a, std::int64_t context) {
+  const double window = static_cast<double>(std::min(a.ring.dim(1), context));
+  double keys = visible(a.entries, context);
+  if (a.selected) keys = std::min(keys, static_cast<double>(a.selected.dim(1)));
+  keys += window;
+  return {.bytes = bytes({a.q, a.latents, a.out}) +
+                   static_cast<double>(a.q.dim(0)) * keys * row_bytes(a.latents),
+          .flops = 4 * elements(a.q) * keys};
+}
+
+OpCost cost_of(const op::KvStore& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.latents}), .flops = 0};
+}
+
+OpCost cost_of(const op::Route& a, std::int64_t) {
+  return {.bytes = bytes({a.logits, a.ids, a.weights}), .flops = 8 * elements(a.logits)};
+}
+
+OpCost cost_of(const op::SwiGlu& a, std::int64_t) {
+  return {.bytes = bytes({a.gate, a.up, a.out}), .flops = 6 * elements(a.out)};
+}
+
+OpCost cost_of(const op::Experts& a, std::int64_t) {
+  // Distinct experts under uniform routing: E (1 − (1 − k/E)^T).
+  const auto count = static_cast<double>(a.w->count);
+  const double per_token = static_cast<double>(a.ids.dim(1));
+  const double distinct =
+      count * (1 - std::pow(1 - per_token / count, static_cast<double>(a.x.dim(0))));
+  return {.bytes = bytes({a.x, a.out, a.out}) + static_cast<double>(a.w->bytes) * distinct / count,
+          .flops = 6 * elements(a.x) * per_token * static_cast<double>(a.w->intermediate)};
+}
+
+OpCost cost_of(const op::GatherRows& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.out}), .flops = 0};
+}
+
+OpCost cost_of(const op::AddToStreams& a, std::int64_t) {
+  return {.bytes = bytes({a.e, a.streams, a.streams}), .flops = elements(a.streams)};
+}
+
+}  // namespace quatrain

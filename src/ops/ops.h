@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// THE SEAM: the operations that a paragraph of the DeepSeek-V4 paper describes.
+//
+// The model above it is plain host code and never learns which backend runs; a backend below it
+// knows nothing of layers. Operations run in order. None allocates, waits for the device or reads
+// the environment: everything is sized by reserve(). op_args.h gives each operation's formula.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "ops/op_args.h"
+
+/// Every operation: X(argument struct, method name).
+#define QT_FOR_EACH_OP(X)          \
+  X(Embed, embed)                  \
+  X(HcPre, hc_pre)                 \
+  X(HcPost, hc_post)               \
+  X(HcHead, hc_head)               \
+  X(RmsNorm, rms_norm)             \
+  X(Linear, linear)                \
+  X(GroupedLinear, grouped_linear) \
+  X(Rope, rope)                    \
+  X(RoundToGrid, round_to_grid)    \
+  X(Compress, compress)            \
+  X(IndexSelect, index_select)     \
+  X(Attend, attend)                \
+  X(KvStore, kv_store)             \
+  X(Route, route)                  \
+  X(SwiGlu, swiglu)                \
+  X(Experts, experts)              \
+  X(GatherRows, gather_rows)       \
+  X(AddToStreams, add_to_streams)
+
+namespace quatrain {
+
+/// The largest step that will run; sizes every buffer a backend keeps for itself.
+struct StepLimits {
+  std::int64_t rows = 0;               ///< T
+  std::int64_t context = 0;            ///< positions of one sequence
+  std::int64_t slots = 0;              ///< sequences
+  std::int64_t experts_per_token = 0;  ///< k
+  std::int64_t num_experts = 0;        ///< E
+  std::int64_t hidden_size = 0;        ///< D
+  std::int64_t intermediate_size = 0;  ///< I
+  std::int64_t window = 0;
+  std::int64_t index_topk = 0;
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual std::string_view backend_name() const = 0;
+  virtual DType activation_dtype() const = 0;
+  /// Of the window rings and the pools of compressed rows.
+  virtual DType cache_dtype() const { return activation_dtype(); }
+
+  // ---- memory ----
+  virtual Buffer allocate(std::int64_t bytes) = 0;
+  virtual void upload(const Tensor& device, const void* host) = 0;
+  virtual void download(void* host, const Tensor& device) = 0;
+  virtual void zero(const Tensor& device) = 0;
+
+  // ---- load time ----
+  virtual std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) = 0;
+  /// Experts are packed one at a time, so that only one of them is in host memory.
+  virtual std::unique_ptr<PackedExperts> make_experts(std::string name, std::int64_t count,
+                                                      std::int64_t hidden,
+                                                      std::int64_t intermediate) = 0;
+  virtual void pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
+                           const QuantMatrix& w3, const QuantMatrix& w2) = 0;
+  virtual void reserve(const StepLimits& limits) = 0;
+
+  // ---- recorded steps ----
+  /// Operations recorded once and replayed as one launch, on what their input arrays hold then.
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void replay() = 0;
+  };
+  virtual bool can_record() const { return false; }
+  /// Records the operations that `body` issues, without running them. They must have run before.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& body) {
+    (void)body;
+    fail("the {} backend cannot record operations", backend_name());
+  }
+
+  // ---- a step ----
+  /// Names the part of the model that the next operations belong to, for decorators.
+  virtual void scope(std::string_view part, std::int64_t layer) {
+    (void)part;
+    (void)layer;
+  }
+
+#define QT_DECLARE(Args, method) virtual void method(const op::Args& args) = 0;
+  QT_FOR_EACH_OP(QT_DECLARE)
+#undef QT_DECLARE
+};
+
+}  // namespace quatrain

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/model_runner.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/step_guard.h"
+#include "ops/cost_ops.h"
+
+namespace quatrain {
+namespace {
+
+std::int64_t blocks_per_sequence(const EngineOptions& options) {
+  return (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
+}
+
+}  // namespace
+
+void EngineOptions::resolve(const V4Config& config) {
+  if (max_model_len == 0) max_model_len = std::min(config.max_positions, kDefaultContext);
+  if (max_logit_rows == 0) max_logit_rows = max_num_seqs;
+  const auto in_range = [](const char* name, std::int64_t value, std::int64_t low,
+                           std::int64_t high) {
+    if (value < low || value > high)
+      fail("--{}: expected a value in [{}, {}], found {}", name, low, high, value);
+  };
+  in_range("max-model-len", max_model_len, 1, config.max_positions);
+  in_range("max-num-seqs", max_num_seqs, 1, 1 << 16);
+  in_range("max-num-batched-tokens", max_num_batched_tokens, 1, 1 << 20);
+  if (mtp && config.num_mtp_layers == 0)
+    fail("--mtp: the checkpoint has no MTP block (num_nextn_predict_layers is 0)");
+  max_logit_rows = std::min(max_logit_rows, max_num_batched_tokens);
+}
+
+ModelRunner::ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOptions options,
+                         const Progress& progress)
+    : ops_(ops), config_(read_config(folder)), options_(std::move(options)) {
+  options_.resolve(config_);
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  weights_ =
+      load_weights(checkpoint, config_, ops_,
+                   {.mtp = options_.mtp, .progress = [&](std::int64_t done, std::int64_t total) {
+                      weight_bytes_ = total;
+                      if (progress) progress(done, total);
+                    }});
+  model_ = std::make_unique<DeepseekV4>(config_, weights_, options_.numerics);
+
+  const std::int64_t slots = options_.max_num_seqs;
+  const std::int64_t rows = options_.max_num_batched_tokens;
+  const std::int64_t blocks = blocks_per_sequence(options_);
+  cache_ = std::make_unique<KvCache>(ops_, config_, slots, slots * blocks);
+  ops_.reserve({.rows = rows,
+                .context = options_.max_model_len,
+                .slots = slots,
+                .experts_per_token = config_.experts_per_token,
+                .num_experts = config_.num_experts,
+                .hidden_size = config_.hidden_size,
+                .intermediate_size = config_.moe_intermediate_size,
+                .window = config_.sliding_window,
+                .index_topk = config_.index_topk});
+
+  make_inputs();
+  make_outputs();
+  scratch_ = ops_.allocate(measure_scratch());
+  arena_ = std::make_unique<Arena>(scratch_.data(), scratch_.bytes());
+  if (options_.record && ops_.can_record()) record_decode_steps();
+}
+
+// token_ids, positions, slots, first_rows [rows each] and logit_rows in one array, so that a step
+// is one copy.
+void ModelRunner::make_inputs() {
+  const std::int64_t rows = options_.max_num_batched_tokens;
+  const std::int64_t total = 4 * rows + options_.max_logit_rows;
+  host_inputs_.assign(static_cast<std::size_t>(total), 0);
+  memory_.push_back(ops_.allocate(total * bytes_of(DType::kI32)));
+  inputs_ = Tensor(memory_.back().data(), DType::kI32, {total});
+  token_ids_ = inputs_.rows(0, rows);
+  positions_ = inputs_.rows(rows, rows);
+  slots_ = inputs_.rows(2 * rows, rows);
+  first_rows_ = inputs_.rows(3 * rows, rows);
+  logit_rows_ = inputs_.rows(4 * rows, options_.max_logit_rows);
+  std::int32_t* host = host_inputs_.data();
+  host_ = {host, host + rows, host + 2 * rows, host + 3 * rows, host + 4 * rows};
+
+  // Each slot owns its blocks for good.
+  const std::int64_t slots = options_.max_num_seqs;
+  const std::int64_t blocks = blocks_per_sequence(options_);
+  std::vector<std::int32_t> table(static_cast<std::size_t>(slots * blocks));
+  std::iota(table.begin(), table.end(), 0);
+  memory_.push_back(ops_.allocate(slots * blocks * bytes_of(DType::kI32)));
+  block_table_ = Tensor(memory_.back().data(), DType::kI32, {slots, blocks});
+  ops_.upload(block_table_, table.data());
+}
+
+void ModelRunner::make_outputs() {
+  const std::int64_t rows = options_.max_num_batched_tokens;
+  const DType type = ops_.activation_dtype();
+  const std::int64_t width = config_.hc_mult * config_.hidden_size;
+  memory_.push_back(ops_.allocate(rows * width * bytes_of(type)));
+  streams_ = Tensor(memory_.back().data(), type, {rows, config_.hc_mult, config_.hidden_size});
+  host_logits_.resize(static_cast<std::size_t>(options_.max_logit_rows * config_.vocab_size));
+  memory_.push_back(ops_.allocate(static_cast<std::int64_t>(host_logits_.size() * sizeof(float))));
+  logits_ =
+      Tensor(memory_.back().data(), DType::kF32, {options_.max_logit_rows, config_.vocab_size});
+}
+
+// A decode step's shape depends on its padded row count alone, so one recording per power of two
+// serves every batch.
+void ModelRunner::record_decode_steps() {
+  const std::int64_t most =
+      std::min({options_.max_num_seqs, options_.max_num_batched_tokens, options_.max_logit_rows});
+  std::int64_t rows = 1;
+  for (;; rows *= 2) {
+    rows = std::min(rows, most);
+    rows_ = wanted_rows_ = 0;
+    pad_rows(rows);
+    ops_.upload(inputs_, host_inputs_.data());
+    run_forward(ops_, rows, rows);  // once eagerly: sets up what recording may not
+    decode_steps_.push_back({rows, ops_.record([&] { run_forward(ops_, rows, rows); })});
+    if (rows == most) return;
+  }
+}
+
+// Runs the largest step on operations that compute nothing.
+std::int64_t ModelRunner::measure_scratch() {
+  CostOps dry(ops_, options_.max_model_len);
+  Arena measuring = Arena::measuring();
+  const Batch all = batch(options_.max_num_batched_tokens);
+  model_->forward(dry, measuring, all, *cache_, streams_, logit_rows_, logits_);
+  for (std::size_t m = 0; m < weights_.mtp.size(); ++m)
+    model_->forward_mtp(dry, measuring, all, *cache_, static_cast<std::int64_t>(m), streams_,
+                        logit_rows_, logits_);
+  return std::max<std::int64_t>(measuring.high_water(), Arena::kAlignment);
+}
+
+Batch ModelRunner::batch(std::int64_t rows) const {
+  return {.token_ids = token_ids_.rows(0, rows),
+          .positions = positions_.rows(0, rows),
+          .slots = slots_.rows(0, rows),
+          .first_rows = first_rows_.rows(0, rows),
+          .block_table = block_table_};
+}
+
+void ModelRunner::check(std::span<const SequenceChunk> chunks) const {
+  std::int64_t rows = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    const auto n = static_cast<std::int64_t>(chunk.tokens.size());
+    rows += n;
+    if (chunk.slot < 0 || chunk.slot >= options_.max_num_seqs)
+      fail("sequence slot {} is outside [0, {})", chunk.slot, options_.max_num_seqs);
+    if (chunk.position < 0 || chunk.position + n > options_.max_model_len)
+      fail("positions [{}, {}) do not fit the context of {} tokens (--max-model-len)",
+           chunk.position, chunk.position + n, options_.max_model_len);
+    for (const std::int32_t id : chunk.tokens)
+      if (id < 0 || id >= config_.vocab_size)
+        fail("token id {} is outside [0, {})", id, config_.vocab_size);
+  }
+  if (rows == 0) fail("a step needs at least one token");
+  if (rows > options_.max_num_batched_tokens)
+    fail("a step of {} tokens is above --max-num-batched-tokens {}", rows,
+         options_.max_num_batched_tokens);
+}
+
+bool ModelRunner::is_decode(std::span<const SequenceChunk> chunks) const {
+  return !decode_steps_.empty() && step_ops_ == &ops_ &&
+         static_cast<std::int64_t>(chunks.size()) <= decode_steps_.back().rows &&
+         std::ranges::all_of(chunks, [](const SequenceChunk& chunk) {
+           return chunk.tokens.size() == 1 && chunk.logits == LogitRows::kLast;
+         });
+}
+
+void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks) {
+  rows_ = wanted_rows_ = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    const std::int64_t first = rows_;
+    const auto n = static_cast<std::int64_t>(chunk.tokens.size());
+    for (std::int64_t i = 0; i < n; ++i, ++rows_) {
+      host_.token_ids[rows_] = chunk.tokens[static_cast<std::size_t>(i)];
+      host_.positions[rows_] = static_cast<std::int32_t>(chunk.position + i);
+      host_.slots[rows_] = static_cast<std::int32_t>(chunk.slot);
+      host_.first_rows[rows_] = static_cast<std::int32_t>(first);
+      if (chunk.logits == LogitRows::kNone || (chunk.logits == LogitRows::kLast && i + 1 < n))
+        continue;
+      if (wanted_rows_ == options_.max_logit_rows)
+        fail("more rows of logits were asked for than the {} that room was made for",
+             options_.max_logit_rows);
+      host_.logit_rows[wanted_rows_++] = static_cast<std::int32_t>(rows_);
+    }
+  }
+}
+
+// Appends inert rows up to `rows`, each with logits of its own.
+void ModelRunner::pad_rows(std::int64_t rows) {
+  for (std::int64_t r = rows_; r < rows; ++r) {
+    host_.token_ids[r] = 0;
+    host_.positions[r] = 0;
+    host_.slots[r] = -1;
+    host_.first_rows[r] = static_cast<std::int32_t>(r);
+    host_.logit_rows[r] = static_cast<std::int32_t>(r);
+  }
+}
+
+void ModelRunner::run_forward(Ops& ops, std::int64_t rows, std::int64_t wanted) {
+  model_->forward(ops, *arena_, batch(rows), *cache_, streams_.rows(0, rows),
+                  logit_rows_.rows(0, wanted), logits_.rows(0, wanted));
+}
+
+std::span<const float> ModelRunner::step(std::span<const SequenceChunk> chunks) {
+  check(chunks);
+  fill_rows(chunks);
+  const StepGuard guard(options_.guard ? "step" : nullptr);
+  if (is_decode(chunks)) {
+    const auto step = std::ranges::find_if(
+        decode_steps_, [&](const DecodeStep& decode) { return decode.rows >= rows_; });
+    pad_rows(step->rows);
+    ops_.upload(inputs_, host_inputs_.data());
+    step->recording->replay();
+  } else {
+    ops_.upload(inputs_, host_inputs_.data());
+    GuardOps ops(*step_ops_);
+    run_forward(ops, rows_, wanted_rows_);
+  }
+  if (wanted_rows_ > 0) ops_.download(host_logits_.data(), logits_.rows(0, wanted_rows_));
+  return std::span(host_logits_).first(static_cast<std::size_t>(wanted_rows_ * config_.vocab_size));
+}
+
+std::span<const float> ModelRunner::step_mtp(std::int64_t m,
+                                             std::span<const std::int32_t> next_tokens) {
+  QT_CHECK_EQ(static_cast<std::int64_t>(next_tokens.size()), rows_,
+              "following tokens of an MTP step");
+  QT_CHECK(rows_ <= options_.max_logit_rows, "MTP logits of {} rows, room was made for {}", rows_,
+           options_.max_logit_rows);
+  QT_CHECK(m >= 0 && m < static_cast<std::int64_t>(weights_.mtp.size()), "no MTP block {}", m);
+  const StepGuard guard(options_.guard ? "mtp step" : nullptr);
+  for (std::int64_t r = 0; r < rows_; ++r) {
+    host_.token_ids[r] = next_tokens[static_cast<std::size_t>(r)];
+    host_.logit_rows[r] = static_cast<std::int32_t>(r);
+  }
+  ops_.upload(inputs_, host_inputs_.data());
+  const Tensor logits = logits_.rows(0, rows_);
+  GuardOps ops(*step_ops_);
+  model_->forward_mtp(ops, *arena_, batch(rows_), *cache_, m, streams_.rows(0, rows_),
+                      logit_rows_.rows(0, rows_), logits);
+  ops_.download(host_logits_.data(), logits);
+  return std::span(host_logits_).first(static_cast<std::size_t>(rows_ * config_.vocab_size));
+}
+
+}  // namespace quatrain

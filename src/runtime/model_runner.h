@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// ModelRunner: a loaded model with its caches and scratch; runs one step at a time.
+//
+// Everything is allocated by the constructor: weights, caches, the scratch arena (sized by a dry
+// run) and the step's input arrays. A step allocates nothing. One thread at a time may call it.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/arena.h"
+#include "ops/guard_ops.h"
+#include "runtime/options.h"
+
+namespace quatrain {
+
+enum class LogitRows : std::uint8_t { kNone, kLast, kAll };
+
+/// Consecutive tokens of one sequence that a step appends.
+struct SequenceChunk {
+  std::int64_t slot = 0;
+  std::int64_t position = 0;  ///< of tokens[0]; earlier positions must have run
+  std::span<const std::int32_t> tokens;
+  LogitRows logits = LogitRows::kLast;
+};
+
+class ModelRunner {
+ public:
+  using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
+
+  /// Loads the model in `folder` through `ops`, which must outlive the runner.
+  ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOptions options,
+              const Progress& progress = {});
+
+  /// Runs the chunks of distinct slots as one step. Returns F32 logits [n, vocab_size] of the rows
+  /// asked for, in order; valid until the next step.
+  std::span<const float> step(std::span<const SequenceChunk> chunks);
+
+  /// Runs MTP block `m` on the rows of the last step, given each row's following token: tokens are
+  /// appended at the same positions. Returns logits of all rows.
+  std::span<const float> step_mtp(std::int64_t m, std::span<const std::int32_t> next_tokens);
+
+  /// Sends the operations of later steps through `observer`, a decorator of the runner's own Ops;
+  /// null goes back to those.
+  void observe(Ops* observer) { step_ops_ = observer != nullptr ? observer : &ops_; }
+
+  const V4Config& config() const { return config_; }
+  const EngineOptions& options() const { return options_; }
+  const KvCache& cache() const { return *cache_; }
+  std::int64_t weight_bytes() const { return weight_bytes_; }
+  std::int64_t scratch_bytes() const { return scratch_.bytes(); }
+  std::size_t recorded_steps() const { return decode_steps_.size(); }
+
+ private:
+  void make_inputs();
+  void make_outputs();
+  void record_decode_steps();
+  void fill_rows(std::span<const SequenceChunk> chunks);
+  void pad_rows(std::int64_t rows);
+  void check(std::span<const SequenceChunk> chunks) const;
+  bool is_decode(std::span<const SequenceChunk> chunks) const;
+  void run_forward(Ops& ops, std::int64_t rows, std::int64_t wanted);
+  Batch batch(std::int64_t rows) const;
+  std::int64_t measure_scratch();
+
+  Ops& ops_;
+  Ops* step_ops_ = &ops_;  // what steps run on: ops_ or an observer of it
+  V4Config config_;
+  EngineOptions options_;
+  ModelWeights weights_;
+  std::unique_ptr<DeepseekV4> model_;
+  std::unique_ptr<KvCache> cache_;
+  std::int64_t weight_bytes_ = 0;
+
+  std::vector<Buffer> memory_;
+  Buffer scratch_;
+  std::unique_ptr<Arena> arena_;
+
+  // The step's inputs: one host array and its copy on the device, in these parts.
+  std::vector<std::int32_t> host_inputs_;
+  Tensor inputs_;
+  Tensor token_ids_, positions_, slots_, first_rows_, logit_rows_;
+  struct HostRows {
+    std::int32_t *token_ids, *positions, *slots, *first_rows, *logit_rows;
+  } host_{};
+  Tensor block_table_;
+  std::int64_t rows_ = 0;         // of the last step
+  std::int64_t wanted_rows_ = 0;  // of logits
+
+  // Decode steps of 1, 2, 4, … rows, where the backend can record them.
+  struct DecodeStep {
+    std::int64_t rows;
+    std::unique_ptr<Ops::Recording> recording;
+  };
+  std::vector<DecodeStep> decode_steps_;
+
+  Tensor streams_;  // [rows, hc, D] of the last step
+  Tensor logits_;   // F32 [logit rows, V]
+  std::vector<float> host_logits_;
+};
+
+}  // namespace quatrain

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// EngineOptions: the one struct through which every setting of a loaded model passes.
+#pragma once
+
+#include <cstdint>
+
+#include "model/deepseek_v4.h"
+
+namespace quatrain {
+
+struct EngineOptions {
+  /// Positions per sequence; 0 takes the smaller of the checkpoint's maximum and kDefaultContext.
+  std::int64_t max_model_len = 0;
+  std::int64_t max_num_seqs = 1;              ///< sequences held at once
+  std::int64_t max_num_batched_tokens = 512;  ///< rows of one step; longer prompts run in chunks
+  std::int64_t max_logit_rows = 0;            ///< rows with logits in one step; 0: one per sequence
+  bool mtp = false;                           ///< load the MTP block
+  bool record = true;                         ///< replay recorded decode steps where a backend can
+  bool guard = false;  ///< abort when an operation allocates inside a step (tests, debugging)
+  Numerics numerics;
+
+  static constexpr std::int64_t kDefaultContext = 8192;
+
+  /// Fills the defaults that depend on the model and throws on values out of range.
+  void resolve(const V4Config& config);
+};
+
+}  // namespace quatrain
