@@ -94,7 +94,7 @@ class Chat {
       flags_.system = rest;
       reset();
     } else if (name == "/read") {
-      answer(read_text_file(rest));
+      answer(read_text(rest));
     } else if (name == "/effort") {
       options_.effort = parse_effort(rest);
     } else if (name == "/think" && (rest == "on" || rest == "off")) {

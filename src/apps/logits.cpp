@@ -25,7 +25,7 @@ struct LogitsFlags {
 };
 
 std::vector<std::int32_t> read_ids(const std::string& path) {
-  const simdjson::padded_string text(read_text_file(path));
+  const simdjson::padded_string text(read_text(path));
   simdjson::dom::parser parser;
   simdjson::dom::array array;
   if (const auto error = parser.parse(text).get_array().get(array))

@@ -91,8 +91,7 @@ void perplexity(PerplexityFlags& flags) {
       std::min<std::int64_t>(options.max_num_batched_tokens, 256);
   LoadedEngine engine(flags.model);
   const Tokenizer tokenizer = load_tokenizer(flags.model.model, engine.config());
-  const std::vector<std::int32_t> ids =
-      tokenizer.encode(read_text_file(flags.file), AddedTokens::kText);
+  const std::vector<std::int32_t> ids = tokenizer.encode(read_text(flags.file), AddedTokens::kText);
   const auto total = static_cast<std::int64_t>(ids.size());
 
   // A window is BOS and the window − 1 tokens before its targets; with a stride below the window

@@ -26,7 +26,7 @@ struct RunFlags {
 };
 
 std::string prompt_text(const RunFlags& flags) {
-  if (!flags.file.empty()) return read_text_file(flags.file);
+  if (!flags.file.empty()) return read_text(flags.file);
   if (!flags.prompt.empty()) return flags.prompt;
   return {std::istreambuf_iterator<char>(std::cin), {}};
 }

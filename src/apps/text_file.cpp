@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "apps/text_file.h"
 
-#include <fstream>
+#include <cstdint>
 #include <iostream>
 #include <iterator>
 
-#include "core/error.h"
+#include "core/file.h"
 
 namespace quatrain::apps {
+namespace {
 
-std::string read_text_file(const std::string& path) {
+// A million tokens of text take a few megabytes; a wrong path may name a model of many gigabytes.
+constexpr std::int64_t kMaxTextBytes = std::int64_t{1} << 30;
+
+}  // namespace
+
+std::string read_text(const std::string& path) {
   if (path == "-") return {std::istreambuf_iterator<char>(std::cin), {}};
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file.good() && !file.eof()) fail("{}: cannot be read", path);
-  if (!file.is_open()) fail("{}: cannot be opened", path);
-  return text;
+  return read_text_file(path, kMaxTextBytes);
 }
 
 }  // namespace quatrain::apps

@@ -31,7 +31,7 @@ struct TokenizeFlags {
 };
 
 std::string input_text(const TokenizeFlags& flags) {
-  return flags.text ? *flags.text : read_text_file(flags.file.value_or("-"));
+  return flags.text ? *flags.text : read_text(flags.file.value_or("-"));
 }
 
 // Ids separated by spaces, commas, newlines or brackets, so that our own output can be given back.

@@ -63,12 +63,14 @@ void ThreadPool::run(std::int64_t n, std::int64_t grain, Call call, void* contex
   grain_ = grain;
   operation_ = step_operation;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  open_.store(true);
   generation_.fetch_add(1, std::memory_order_acq_rel);
   generation_.notify_all();
   take_ranges(0);
-  for (int busy; (busy = busy_.load(std::memory_order_acquire)) != 0;)
-    wait_while_equal(busy_, busy);
+  // All ranges are taken: wait for the workers that took some, not for those that never woke. The
+  // order of open_ and inside_ is total, so a worker either is counted here or sees the job closed.
+  open_.store(false);
+  for (int inside; (inside = inside_.load()) != 0;) wait_while_equal(inside_, inside);
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -94,11 +96,12 @@ void ThreadPool::work(int thread) {
     if (now == seen) continue;
     seen = now;
     if (stop_.load(std::memory_order_acquire)) return;
-    {
+    inside_.fetch_add(1);
+    if (open_.load()) {
       const StepGuard guard(operation_);
       take_ranges(thread);
     }
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    if (inside_.fetch_sub(1) == 1) inside_.notify_one();
   }
 }
 

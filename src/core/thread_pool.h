@@ -48,7 +48,7 @@ class ThreadPool {
   void stop();
   void take_ranges(int thread);
 
-  // The job: written by run() before generation_ advances, read by workers after they see it.
+  // The job: written by run() before generation_ advances, read by workers while it is open.
   Call call_ = nullptr;
   void* context_ = nullptr;
   std::int64_t n_ = 0;
@@ -57,7 +57,8 @@ class ThreadPool {
   std::atomic<std::int64_t> next_{0};
 
   std::atomic<std::uint32_t> generation_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<bool> open_{false};  // workers may take ranges of the job
+  std::atomic<int> inside_{0};     // workers that look at the job
   std::atomic<bool> stop_{false};
   std::mutex error_mutex_;
   std::exception_ptr error_;

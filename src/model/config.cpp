@@ -181,7 +181,7 @@ void parse_sizes(const Fields& f, V4Config& c) {
   c.experts_per_token = f.need_integer("num_experts_per_tok", 1, 64);
   c.routed_scaling_factor = f.need_number("routed_scaling_factor", {1e-6, 1e6});
   c.swiglu_limit = f.need_number("swiglu_limit", {0, 1e6});
-  c.hc_mult = f.need_integer("hc_mult", 1, 16);
+  c.hc_mult = f.need_integer("hc_mult", 1, 8);
   c.hc_sinkhorn_iters = f.need_integer("hc_sinkhorn_iters", 1, 1000);
   c.hc_eps = f.number("hc_eps", {0, 1}).value_or(1e-6);
   c.rms_norm_eps = f.number("rms_norm_eps", {0, 1}).value_or(1e-6);

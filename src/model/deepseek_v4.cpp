@@ -23,7 +23,9 @@ DeepseekV4::DeepseekV4(const V4Config& config, const ModelWeights& weights, Nume
   if (numerics.sim && (index_width & (index_width - 1)) != 0)
     fail("index_head_dim: rounding index keys to the cache's grid needs a power of two, found {}",
          index_width);
-  if (numerics.expert_activations == ExpertActivations::kFull) return;
+  if (numerics.expert_activations == ExpertActivations::kFull ||
+      numerics.expert_activations == ExpertActivations::kBf16)
+    return;
   if (config.hidden_size % kNvfp4Block != 0 || config.moe_intermediate_size % kNvfp4Block != 0)
     fail(
         "NVFP4 expert activations need widths in multiples of {}, found hidden_size {} and "
@@ -33,8 +35,8 @@ DeepseekV4::DeepseekV4(const V4Config& config, const ModelWeights& weights, Nume
   const auto need_input_scales = [](const LayerWeights& layer) {
     if (!layer.ffn.experts->has_input_scales)
       fail(
-          "{}: static expert activations need a calibrated input_scale for every projection; use "
-          "per-row scales instead",
+          "{}: static expert activations need a calibrated input_scale for every projection, the "
+          "same for w1 and w3; use per-row scales instead",
           layer.ffn.experts->name);
   };
   for (const LayerWeights& layer : weights.layers) need_input_scales(layer);

@@ -164,6 +164,8 @@ class Loader {
       const LoadedLinear w3 = load_linear(expert + ".w3", inner, hidden);
       const LoadedLinear w2 = load_linear(expert + ".w2", hidden, inner);
       ops_.pack_expert(*w.experts, e, w1.matrix, w3.matrix, w2.matrix);
+      // Gate and up read the same rounded input, so one calibrated scale must serve both.
+      if (w1.matrix.input_scale != w3.matrix.input_scale) w.experts->has_input_scales = false;
     }
     w.shared_w1 = linear(base + ".shared_experts.w1", shared, hidden);
     w.shared_w3 = linear(base + ".shared_experts.w3", shared, hidden);

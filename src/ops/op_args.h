@@ -59,7 +59,8 @@ enum class CacheGrid : std::uint8_t {
 };
 
 enum class ExpertActivations : std::uint8_t {
-  kFull,    ///< the activation type itself (FP32 on the CPU)
+  kFull,    ///< FP32, or as much of it as a backend's products take
+  kBf16,    ///< rounded to BF16
   kNvfp4,   ///< E2M1 with E4M3 scales per 16 and one FP32 global scale per row, max|row| / 2688
   kStatic,  ///< as kNvfp4 with the checkpoint's calibrated input_scale as the global scale
 };

@@ -148,6 +148,8 @@ void ModelRunner::check(std::span<const SequenceChunk> chunks) const {
     rows += n;
     if (chunk.slot < 0 || chunk.slot >= options_.max_num_seqs)
       fail("sequence slot {} is outside [0, {})", chunk.slot, options_.max_num_seqs);
+    if (std::ranges::count(chunks, chunk.slot, &SequenceChunk::slot) != 1)
+      fail("sequence slot {} has two chunks in one step", chunk.slot);
     if (chunk.position < 0 || chunk.position + n > options_.max_model_len)
       fail("positions [{}, {}) do not fit the context of {} tokens (--max-model-len)",
            chunk.position, chunk.position + n, options_.max_model_len);

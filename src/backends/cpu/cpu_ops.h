@@ -63,7 +63,7 @@ class CpuOps final : public Ops {
 
   // experts.cpp
   void sort_slots_by_expert(const op::Experts& args);
-  void quantise_expert_inputs(const op::Experts& args);
+  void round_expert_inputs(const op::Experts& args);
 
   ThreadPool pool_;
 

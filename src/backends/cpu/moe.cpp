@@ -6,6 +6,7 @@
 #include "backends/cpu/activation_quant.h"
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/scalar.h"
+#include "core/codec.h"
 
 namespace quatrain {
 namespace {
@@ -81,19 +82,31 @@ void CpuOps::sort_slots_by_expert(const op::Experts& args) {
     }
 }
 
+namespace {
+
+// out = x rounded as the mode says; out may be x.
+void round_input(const float* x, std::int64_t n, ExpertActivations mode, float input_scale,
+                 float* out) {
+  if (mode == ExpertActivations::kBf16)
+    std::transform(x, x + n, out, bf16_round);
+  else
+    nvfp4_round_row(x, n, mode == ExpertActivations::kStatic ? input_scale : nvfp4_row_scale(x, n),
+                    out);
+}
+
+}  // namespace
+
 // expert_inputs_[slot] = x[token of the slot], rounded as the mode says.
-void CpuOps::quantise_expert_inputs(const op::Experts& args) {
+void CpuOps::round_expert_inputs(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const std::int64_t k = args.ids.dim(1);
   const std::int64_t hidden = all.hidden;
   pool_.parallel_for(args.ids.elements(), 4, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t s = begin; s < end; ++s) {
       if (args.batch.slots.i32()[s / k] < 0) continue;
-      const float* x = args.x.f32() + s / k * hidden;
       const auto& expert = all.experts[static_cast<std::size_t>(args.ids.i32()[s])];
-      const float g = args.activations == ExpertActivations::kStatic ? expert.w1->matrix.input_scale
-                                                                     : nvfp4_row_scale(x, hidden);
-      nvfp4_round_row(x, hidden, g, expert_inputs_.data() + s * hidden);
+      round_input(args.x.f32() + s / k * hidden, hidden, args.activations,
+                  expert.w1->matrix.input_scale, expert_inputs_.data() + s * hidden);
     }
   });
 }
@@ -103,12 +116,12 @@ void CpuOps::experts(const op::Experts& args) {
   const std::int64_t k = args.ids.dim(1);
   const std::int64_t hidden = all.hidden;
   const std::int64_t inner = all.intermediate;
-  const bool quantised = args.activations != ExpertActivations::kFull;
+  const bool rounded = args.activations != ExpertActivations::kFull;
   const bool weight_first = args.activations == ExpertActivations::kStatic;
   sort_slots_by_expert(args);
-  if (quantised) quantise_expert_inputs(args);
+  if (rounded) round_expert_inputs(args);
   const auto input = [&](std::int64_t slot) {
-    return quantised ? expert_inputs_.data() + slot * hidden : args.x.f32() + slot / k * hidden;
+    return rounded ? expert_inputs_.data() + slot * hidden : args.x.f32() + slot / k * hidden;
   };
   const auto each_slot = [&](std::int32_t e, auto&& body) {
     for (std::int32_t i = expert_begin_[static_cast<std::size_t>(e)];
@@ -139,14 +152,13 @@ void CpuOps::experts(const op::Experts& args) {
     }
   });
 
-  if (quantised)
+  if (rounded)
     pool_.parallel_for(args.ids.elements(), 4, [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t s = begin; s < end; ++s) {
         if (args.batch.slots.i32()[s / k] < 0) continue;
         float* h = expert_hidden_.data() + s * inner;
         const auto& expert = all.experts[static_cast<std::size_t>(args.ids.i32()[s])];
-        nvfp4_round_row(
-            h, inner, weight_first ? expert.w2->matrix.input_scale : nvfp4_row_scale(h, inner), h);
+        round_input(h, inner, args.activations, expert.w2->matrix.input_scale, h);
       }
     });
 

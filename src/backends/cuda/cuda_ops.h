@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// CudaOps: the operations on one NVIDIA GPU, in order on one stream.
+//
+// Activations are FP32; products round their inputs to BF16 and accumulate in FP32 on tensor cores.
+// Caches are BF16. Methods only launch kernels: none waits, allocates or reads device values, so a
+// step can be captured into a graph. Methods live in cuda_ops_*.cpp; kernels, which know nothing of
+// this class, behind launch/*.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <vector>
+
+#include "backends/cuda/launch/matrix.h"
+#include "ops/ops.h"
+
+namespace quatrain {
+
+/// A weight in device memory in the layout of the checkpoint.
+class CudaLinear final : public PackedLinear {
+ public:
+  Buffer memory;
+  cuda::Matrix matrix;
+};
+
+/// All experts of a layer: every projection has one layout, so an expert is an offset.
+class CudaExperts final : public PackedExperts {
+ public:
+  struct Projection {
+    Buffer values, scales, global_scales, input_scales;  // scales: FP32 [E] each
+    cuda::Matrix matrix;                                 // of expert 0
+    bool is_set = false;
+  };
+  Projection w1, w3, w2;
+};
+
+class CudaOps final : public Ops {
+ public:
+  /// Uses device `ordinal`; throws Error when there is none or it is older than sm_90.
+  explicit CudaOps(int ordinal = 0);
+  ~CudaOps() override;
+
+  std::string_view backend_name() const override { return "cuda"; }
+  DType activation_dtype() const override { return DType::kF32; }
+  DType cache_dtype() const override { return DType::kBF16; }
+
+  Buffer allocate(std::int64_t bytes) override;
+  void upload(const Tensor& device, const void* host) override;
+  void download(void* host, const Tensor& device) override;
+  void zero(const Tensor& device) override;
+
+  std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override;
+  std::unique_ptr<PackedExperts> make_experts(std::string name, std::int64_t count,
+                                              std::int64_t hidden,
+                                              std::int64_t intermediate) override;
+  void pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
+                   const QuantMatrix& w3, const QuantMatrix& w2) override;
+  void reserve(const StepLimits& limits) override;
+  bool can_record() const override { return true; }
+  std::unique_ptr<Recording> record(const std::function<void()>& body) override;
+
+#define QT_OVERRIDE(Args, method) void method(const op::Args& args) override;
+  QT_FOR_EACH_OP(QT_OVERRIDE)
+#undef QT_OVERRIDE
+
+  cudaStream_t stream() const { return stream_; }
+  const cudaDeviceProp& properties() const { return properties_; }
+  /// Waits for everything issued so far.
+  void synchronize();
+
+ private:
+  void upload_bytes(void* device, const void* host, std::int64_t bytes);
+  void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
+                       const QuantMatrix& w);
+
+  int ordinal_;
+  cudaDeviceProp properties_{};
+  cudaStream_t stream_ = nullptr;
+  StepLimits limits_;
+  Buffer staging_;  // pinned
+  std::int64_t staging_used_ = 0;
+
+  // Scratch of index_select: scores [rows per pass, context / 4].
+  Buffer index_scores_;
+  std::int64_t index_score_rows_ = 0;
+
+  // Scratch of experts(), by slot = t * k + i.
+  struct ExpertScratch {
+    Buffer offsets;     // I32 [E + 1] first sorted position of each expert
+    Buffer sorted;      // I32 [T * k] slots by expert
+    Buffer row_map;     // I32 [T * k] token of each slot
+    Buffer row_scales;  // F32 [T * k] static global scale of each slot
+    Buffer inputs;      // F32 [T * k, D], quantised inputs
+    Buffer hidden;      // F32 [T * k, I]
+    Buffer outputs;     // F32 [T * k, D]
+  } experts_;
+};
+
+}  // namespace quatrain

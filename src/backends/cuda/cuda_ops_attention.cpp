@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations that know sequences and their caches, and the router, from tensors to launches.
+#include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/attention.h"
+#include "backends/cuda/launch/cache.h"
+#include "backends/cuda/launch/routing.h"
+#include "backends/cuda/tensor_args.h"
+
+namespace quatrain {
+
+void CudaOps::kv_store(const op::KvStore& args) {
+  cuda::store_recent({.batch = view_of(args.batch),
+                      .step = f32(args.latents),
+                      .ring = bf16(args.ring),
+                      .width = extent(args.latents, 1),
+                      .capacity = extent(args.ring, 1)},
+                     stream_);
+}
+
+void CudaOps::compress(const op::Compress& args) {
+  cuda::compress({.batch = view_of(args.batch),
+                  .values = f32(args.values),
+                  .scores = f32(args.scores),
+                  .bias = f32(args.bias),
+                  .norm_weight = f32(args.norm_weight),
+                  .inv_freq = f32(args.inv_freq),
+                  .channels = extent(args.values, 1),
+                  .width = extent(args.norm_weight, 0),
+                  .pairs = extent(args.inv_freq, 0),
+                  .eps = args.eps,
+                  .grid = kernel_grid(args.grid),
+                  .capacity = extent(args.state.values, 1),
+                  .state_values = f32(args.state.values),
+                  .state_scores = f32(args.state.scores),
+                  .entries = view_of(args.entries)},
+                 stream_);
+}
+
+void CudaOps::index_select(const op::IndexSelect& args) {
+  const int width = extent(args.q, 2);
+  QT_CHECK(width % 8 == 0 && width <= cuda::kMaxIndexWidth,
+           "index keys of width {}; expected a multiple of 8 up to {}", width,
+           cuda::kMaxIndexWidth);
+  QT_CHECK_EQ(args.keys.ratio, 4, "tokens per index key");
+  cuda::index_select({.batch = view_of(args.batch),
+                      .q = f32(args.q),
+                      .weights = f32(args.weights),
+                      .keys = view_of(args.keys),
+                      .heads = extent(args.q, 1),
+                      .width = width,
+                      .topk = extent(args.selected, 1),
+                      .scores = static_cast<float*>(index_scores_.data()),
+                      .score_rows = as_int(index_score_rows_),
+                      .score_columns = as_int(limits_.context / 4 + 1),
+                      .selected = i32(args.selected)},
+                     stream_);
+}
+
+void CudaOps::attend(const op::Attend& args) {
+  const int width = extent(args.q, 2);
+  QT_CHECK(width % 32 == 0 && width <= cuda::kMaxHeadDim,
+           "heads of width {}; expected a multiple of 32 up to {}", width, cuda::kMaxHeadDim);
+  cuda::attend({.batch = view_of(args.batch),
+                .q = f32(args.q),
+                .latents = f32(args.latents),
+                .ring = bf16(args.ring),
+                .entries = view_of(args.entries),
+                .selected = args.selected ? i32(args.selected) : nullptr,
+                .sinks = f32(args.sinks),
+                .heads = extent(args.q, 1),
+                .width = width,
+                .window = extent(args.ring, 1),
+                .topk = args.selected ? extent(args.selected, 1) : 0,
+                .out = f32(args.out)},
+               stream_);
+}
+
+void CudaOps::route(const op::Route& args) {
+  const int experts = extent(args.logits, 1);
+  const int k = extent(args.ids, 1);
+  QT_CHECK(experts <= cuda::kMaxExperts && k <= cuda::kMaxExpertsPerToken,
+           "routing to {} of {} experts; at most {} of {} are provided for", k, experts,
+           cuda::kMaxExpertsPerToken, cuda::kMaxExperts);
+  QT_CHECK(args.hash_table || args.bias, "routing needs a bias or a hash table");
+  cuda::route({.logits = f32(args.logits),
+               .bias = args.bias ? f32(args.bias) : nullptr,
+               .hash_table = args.hash_table ? i32(args.hash_table) : nullptr,
+               .token_ids = i32(args.token_ids),
+               .rows = extent(args.logits, 0),
+               .experts = experts,
+               .k = k,
+               .scale = args.scale,
+               .ids = i32(args.ids),
+               .weights = f32(args.weights)},
+              stream_);
+}
+
+}  // namespace quatrain

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations on single rows, from tensors to launches: embed, hyper-connections, norms, rotations,
+// grids, swiglu, copies.
+#include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/elementwise.h"
+#include "backends/cuda/launch/hyper_connections.h"
+#include "backends/cuda/tensor_args.h"
+
+namespace quatrain {
+namespace {
+
+void check_streams(const Tensor& streams) {
+  QT_CHECK(streams.dim(1) <= cuda::kMaxStreams, "hc_mult {} is above {}", streams.dim(1),
+           cuda::kMaxStreams);
+  QT_CHECK(streams.dim(2) % 4 == 0, "hidden size {} is no multiple of 4", streams.dim(2));
+}
+
+}  // namespace
+
+void CudaOps::embed(const op::Embed& args) {
+  const bool is_bf16 = args.table.dtype() == DType::kBF16;
+  QT_CHECK(is_bf16 || args.table.dtype() == DType::kF32, "embedding table of {}",
+           name_of(args.table.dtype()));
+  cuda::embed({.ids = i32(args.ids),
+               .table = contiguous(args.table).data(),
+               .table_is_bf16 = is_bf16,
+               .rows = extent(args.streams, 0),
+               .copies = extent(args.streams, 1),
+               .width = extent(args.streams, 2),
+               .streams = f32(args.streams)},
+              stream_);
+}
+
+void CudaOps::hc_pre(const op::HcPre& args) {
+  check_streams(args.streams);
+  cuda::hc_pre({.streams = f32(args.streams),
+                .fn = f32(args.weights.fn),
+                .base = f32(args.weights.base),
+                .scale = f32(args.weights.scale),
+                .rows = extent(args.streams, 0),
+                .hc = extent(args.streams, 1),
+                .width = extent(args.streams, 2),
+                .sinkhorn_iters = args.sinkhorn_iters,
+                .hc_eps = args.hc_eps,
+                .norm_eps = args.norm_eps,
+                .out = f32(args.out),
+                .post = f32(args.post),
+                .comb = f32(args.comb)},
+               stream_);
+}
+
+void CudaOps::hc_post(const op::HcPost& args) {
+  check_streams(args.streams);
+  cuda::hc_post({.f = f32(args.f),
+                 .post = f32(args.post),
+                 .comb = f32(args.comb),
+                 .rows = extent(args.streams, 0),
+                 .hc = extent(args.streams, 1),
+                 .width = extent(args.streams, 2),
+                 .streams = f32(args.streams)},
+                stream_);
+}
+
+void CudaOps::hc_head(const op::HcHead& args) {
+  check_streams(args.streams);
+  cuda::hc_head({.streams = f32(args.streams),
+                 .fn = f32(args.weights.fn),
+                 .base = f32(args.weights.base),
+                 .scale = f32(args.weights.scale),
+                 .rows = extent(args.streams, 0),
+                 .hc = extent(args.streams, 1),
+                 .width = extent(args.streams, 2),
+                 .hc_eps = args.hc_eps,
+                 .norm_eps = args.norm_eps,
+                 .out = f32(args.out)},
+                stream_);
+}
+
+void CudaOps::rms_norm(const op::RmsNorm& args) {
+  const int width = width_of(args.x);
+  cuda::rms_norm({.x = f32(args.x),
+                  .weight = args.weight ? f32(args.weight) : nullptr,
+                  .rows = args.x.elements() / width,
+                  .width = width,
+                  .eps = args.eps,
+                  .out = f32(args.out)},
+                 stream_);
+}
+
+void CudaOps::rope(const op::Rope& args) {
+  cuda::rope({.x = f32(args.x),
+              .positions = i32(args.positions),
+              .inv_freq = f32(args.inv_freq),
+              .rows = extent(args.x, 0),
+              .heads = args.x.rank() == 3 ? extent(args.x, 1) : 1,
+              .width = width_of(args.x),
+              .pairs = extent(args.inv_freq, 0),
+              .inverse = args.inverse},
+             stream_);
+}
+
+void CudaOps::round_to_grid(const op::RoundToGrid& args) {
+  const int width = width_of(args.x);
+  QT_CHECK(args.grid != CacheGrid::kIndex || (width & (width - 1)) == 0,
+           "a Hadamard transform of {} columns", width);
+  cuda::round_to_grid({.x = f32(args.x),
+                       .rows = args.x.elements() / width,
+                       .width = width,
+                       .grid = kernel_grid(args.grid),
+                       .rope_dim = as_int(args.rope_dim)},
+                      stream_);
+}
+
+void CudaOps::swiglu(const op::SwiGlu& args) {
+  cuda::swiglu({.gate = f32(args.gate),
+                .up = f32(args.up),
+                .count = args.out.elements(),
+                .limit = args.limit,
+                .out = f32(args.out)},
+               stream_);
+}
+
+void CudaOps::gather_rows(const op::GatherRows& args) {
+  const std::int64_t count = args.rows.dim(0);
+  if (count == 0) return;
+  const std::int64_t bytes = args.out.bytes() / count;
+  QT_CHECK(bytes % 4 == 0, "rows of {} bytes are no whole 32-bit words", bytes);
+  cuda::gather_rows({.x = static_cast<const std::uint32_t*>(contiguous(args.x).data()),
+                     .rows = i32(args.rows),
+                     .count = as_int(count),
+                     .words = bytes / 4,
+                     .out = static_cast<std::uint32_t*>(contiguous(args.out).data())},
+                    stream_);
+}
+
+void CudaOps::add_to_streams(const op::AddToStreams& args) {
+  cuda::add_to_streams({.e = f32(args.e),
+                        .rows = extent(args.streams, 0),
+                        .copies = extent(args.streams, 1),
+                        .width = extent(args.streams, 2),
+                        .streams = f32(args.streams)},
+                       stream_);
+}
+
+}  // namespace quatrain

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scalar functions that several kernels share; the device twins of backends/cpu/scalar.h.
+#pragma once
+
+#include <cstdint>
+
+namespace quatrain::cuda {
+
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+/// silu(min(gate, limit)) · clamp(up, ±limit); limit 0 clamps nothing. Comparisons rather than
+/// fminf, so that NaN stays NaN.
+__device__ inline float swiglu_value(float gate, float up, float limit) {
+  if (limit > 0) {
+    gate = limit < gate ? limit : gate;
+    up = up < -limit ? -limit : limit < up ? limit : up;
+  }
+  return gate * sigmoid(gate) * up;
+}
+
+/// sqrt(log(1 + e^x)) without overflow.
+__device__ inline float sqrt_softplus(float x) {
+  return sqrtf(fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))));
+}
+
+/// The factor of an RMS norm over n values with the given sum of squares.
+__device__ inline float rms_factor(float sum_of_squares, int n, float eps) {
+  return 1.0f / sqrtf(sum_of_squares / static_cast<float>(n) + eps);
+}
+
+/// An integer that orders as the float does; −0 equals +0.
+__device__ inline std::uint32_t ordered_key(float x) {
+  const std::uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// How kernels find the rows of one sequence: this step's, the ring's, the pools'. The device twin
+// of backends/cpu/sequence_view.h, in row numbers rather than pointers.
+#pragma once
+
+#include <cstdint>
+
+#include "backends/cuda/launch/batch.h"
+
+namespace quatrain::cuda {
+
+/// Rows of a paged pool that belong to one sequence slot.
+class PagedRows {
+ public:
+  __device__ PagedRows(const BatchView& batch, const PoolView& pool, int slot)
+      : table_(batch.block_table + std::int64_t{slot} * batch.blocks_per_slot),
+        per_block_(pool.per_block) {}
+
+  /// Row of the pool that holds row w of the sequence.
+  __device__ std::int64_t row(int w) const {
+    return std::int64_t{table_[w / per_block_]} * per_block_ + w % per_block_;
+  }
+
+ private:
+  const int* table_;
+  int per_block_;
+};
+
+/// Rows by absolute position of the sequence of batch row `row`, which is no padding: this step's
+/// rows from `first_position` on, the ring's for earlier ones.
+class RecentRows {
+ public:
+  __device__ RecentRows(const BatchView& batch, int row, int capacity)
+      : first_row_(batch.first_rows[row]),
+        first_position_(batch.positions[row] - (row - first_row_)),
+        ring_row_(std::int64_t{batch.slots[row]} * capacity),
+        capacity_(capacity) {}
+
+  __device__ bool in_step(int position) const { return position >= first_position_; }
+  /// Row of this step's tensors.
+  __device__ std::int64_t step_row(int position) const {
+    return first_row_ + (position - first_position_);
+  }
+  /// Row of the ring viewed as [slots * capacity, width].
+  __device__ std::int64_t ring_row(int position) const { return ring_row_ + position % capacity_; }
+
+ private:
+  int first_row_;
+  int first_position_;
+  std::int64_t ring_row_;
+  int capacity_;
+};
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// rms_norm, rope, round_to_grid: a block per row or token.
+#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/row_math.cuh"
+#include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/launch/elementwise.h"
+
+namespace quatrain::cuda {
+namespace {
+
+// A function of the width alone: the order of a row's sum must not depend on the batch.
+int threads_for(int width) { return width <= 128 ? 32 : width <= 1024 ? 128 : 512; }
+
+__global__ void rms_norm_kernel(RmsNormArgs args) {
+  __shared__ float scratch[kReduceScratch];
+  const std::int64_t begin = std::int64_t{blockIdx.x} * args.width;
+  const float* x = args.x + begin;
+  float* out = args.out + begin;
+  float squares = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < args.width; i += blockDim.x)
+    squares += x[i] * x[i];
+  const float factor = rms_factor(block_sum(squares, scratch), args.width, args.eps);
+  // Each thread writes only what it alone reads, so out may be x.
+  for (int i = static_cast<int>(threadIdx.x); i < args.width; i += blockDim.x) {
+    const float y = x[i] * factor;
+    out[i] = args.weight != nullptr ? args.weight[i] * y : y;
+  }
+}
+
+// A block per token: the angles are computed once and serve all heads.
+__global__ void rope_kernel(RopeArgs args) {
+  extern __shared__ float2 turns[];  // [pairs]
+  const std::int64_t t = blockIdx.x;
+  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += blockDim.x)
+    turns[p] = rotation(args.positions[t], args.inv_freq[p], args.inverse);
+  __syncthreads();
+  float* tail = args.x + t * args.heads * args.width + args.width - 2 * args.pairs;
+  for (int i = static_cast<int>(threadIdx.x); i < args.heads * args.pairs; i += blockDim.x) {
+    const int p = i % args.pairs;
+    rotate_pair(tail + std::int64_t{i / args.pairs} * args.width + 2 * p, turns[p]);
+  }
+}
+
+__global__ void round_to_grid_kernel(RoundToGridArgs args) {
+  extern __shared__ float row[];  // [width]
+  float* x = args.x + std::int64_t{blockIdx.x} * args.width;
+  for (int i = static_cast<int>(threadIdx.x); i < args.width; i += blockDim.x) row[i] = x[i];
+  __syncthreads();
+  round_row_to_grid(row, args.width, args.grid, args.rope_dim);
+  for (int i = static_cast<int>(threadIdx.x); i < args.width; i += blockDim.x) x[i] = row[i];
+}
+
+}  // namespace
+
+void rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
+  if (args.rows == 0) return;
+  rms_norm_kernel<<<static_cast<unsigned>(args.rows), threads_for(args.width), 0, stream>>>(args);
+  QT_CUDA(cudaGetLastError());
+}
+
+void rope(const RopeArgs& args, cudaStream_t stream) {
+  if (args.rows == 0 || args.pairs == 0) return;
+  const int threads = args.heads * args.pairs <= 32 ? 32 : 256;
+  const std::size_t shared = static_cast<std::size_t>(args.pairs) * sizeof(float2);
+  rope_kernel<<<static_cast<unsigned>(args.rows), threads, shared, stream>>>(args);
+  QT_CUDA(cudaGetLastError());
+}
+
+void round_to_grid(const RoundToGridArgs& args, cudaStream_t stream) {
+  if (args.rows == 0 || args.grid == Grid::kNone) return;
+  const std::size_t shared = static_cast<std::size_t>(args.width) * sizeof(float);
+  round_to_grid_kernel<<<static_cast<unsigned>(args.rows), threads_for(args.width), shared,
+                         stream>>>(args);
+  QT_CUDA(cudaGetLastError());
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches of the choice of compressed entries and of the attention over window and entries.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "backends/cuda/launch/batch.h"
+
+namespace quatrain::cuda {
+
+/// Width of an index key that the score kernel has room for.
+inline constexpr int kMaxIndexWidth = 128;
+
+struct IndexSelectArgs {
+  BatchView batch;
+  const float* q = nullptr;        // [rows, heads, width]
+  const float* weights = nullptr;  // [rows, heads]
+  PoolView keys;                   // BF16 [.., width]
+  int heads = 0;
+  int width = 0;  // a multiple of 8, at most kMaxIndexWidth
+  int topk = 0;
+  float* scores = nullptr;  // scratch [score_rows, score_columns]
+  int score_rows = 0;       // rows of the step are processed in passes of this many
+  int score_columns = 0;    // at least the entries that any row of the step can see
+  int* selected = nullptr;  // [rows, topk]
+};
+/// selected = the topk visible entries of largest score (the lowest index among equals), ascending,
+/// then −1.
+void index_select(const IndexSelectArgs& args, cudaStream_t stream);
+
+/// Width of a head that the attention kernel has room for.
+inline constexpr int kMaxHeadDim = 512;
+
+struct AttendArgs {
+  BatchView batch;
+  const float* q = nullptr;             // [rows, heads, width]
+  const float* latents = nullptr;       // [rows, width]
+  const std::uint16_t* ring = nullptr;  // BF16 [slots, window, width]
+  PoolView entries;                     // BF16 [.., width]
+  const int* selected = nullptr;        // [rows, topk]; null: every complete entry
+  const float* sinks = nullptr;         // [heads]
+  int heads = 0;
+  int width = 0;  // a multiple of 32, at most kMaxHeadDim
+  int window = 0;
+  int topk = 0;
+  float* out = nullptr;  // [rows, heads, width]; zeros in padded rows
+};
+/// One softmax per head over window ∪ entries with a sink. This step's latents are rounded to BF16
+/// first, as they will be stored, so that the chunking of a sequence does not change its output.
+void attend(const AttendArgs& args, cudaStream_t stream);
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rows of a step and the paged pools, as kernels see them.
+#pragma once
+
+#include <cstdint>
+
+namespace quatrain::cuda {
+
+/// A row with slot −1 is padding: only its slot may be read.
+struct BatchView {
+  const int* positions = nullptr;    // [rows]
+  const int* slots = nullptr;        // [rows]
+  const int* first_rows = nullptr;   // [rows] first row of the same sequence in this step
+  const int* block_table = nullptr;  // [slots, blocks_per_slot]
+  int blocks_per_slot = 0;
+  int rows = 0;
+};
+
+/// Row w of a sequence is rows[table[slot][w / per_block] * per_block + w % per_block].
+struct PoolView {
+  std::uint16_t* rows = nullptr;  // BF16 [blocks * per_block, width]; null when there are none
+  int ratio = 0;                  // tokens per row
+  int per_block = 0;
+};
+
+}  // namespace quatrain::cuda

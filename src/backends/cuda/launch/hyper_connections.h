@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches of the hyper-connections (mHC): mixes, Sinkhorn and collapse before a sub-layer, the
+// update of the streams after it, and the collapse before the head.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace quatrain::cuda {
+
+/// Residual streams that the kernels have room for.
+inline constexpr int kMaxStreams = 8;
+
+struct HcPreArgs {
+  const float* streams = nullptr;  // [rows, hc, width]; width a multiple of 4
+  const float* fn = nullptr;       // [(2 + hc) * hc, hc * width]
+  const float* base = nullptr;     // [(2 + hc) * hc]
+  const float* scale = nullptr;    // [3]
+  int rows = 0;
+  int hc = 0;
+  int width = 0;
+  int sinkhorn_iters = 0;
+  float hc_eps = 0;
+  float norm_eps = 0;
+  float* out = nullptr;   // [rows, width]
+  float* post = nullptr;  // [rows, hc]
+  float* comb = nullptr;  // [rows, hc, hc]
+};
+void hc_pre(const HcPreArgs& args, cudaStream_t stream);
+
+struct HcPostArgs {
+  const float* f = nullptr;     // [rows, width]
+  const float* post = nullptr;  // [rows, hc]
+  const float* comb = nullptr;  // [rows, hc, hc]
+  int rows = 0;
+  int hc = 0;
+  int width = 0;
+  float* streams = nullptr;  // [rows, hc, width], updated
+};
+void hc_post(const HcPostArgs& args, cudaStream_t stream);
+
+struct HcHeadArgs {
+  const float* streams = nullptr;  // [rows, hc, width]; width a multiple of 4
+  const float* fn = nullptr;       // [hc, hc * width]
+  const float* base = nullptr;     // [hc]
+  const float* scale = nullptr;    // [1]
+  int rows = 0;
+  int hc = 0;
+  int width = 0;
+  float hc_eps = 0;
+  float norm_eps = 0;
+  float* out = nullptr;  // [rows, width]
+};
+void hc_head(const HcHeadArgs& args, cudaStream_t stream);
+
+}  // namespace quatrain::cuda
