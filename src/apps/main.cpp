@@ -1,10 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command `quatrain`: one binary with verbs. Only the folder apps chooses a backend.
 #include <CLI/CLI.hpp>
+#include <cctype>
 #include <cstdio>
+#include <string>
 
 #include "apps/commands.h"
 #include "core/error.h"
+
+namespace {
+
+// Another spelling of every flag: --max-model-len can be given as QUATRAIN_MAX_MODEL_LEN.
+void name_environment(CLI::App& verb) {
+  for (CLI::Option* option : verb.get_options()) {
+    if (option->get_lnames().empty() || option->get_lnames().front() == "help") continue;
+    std::string name = "QUATRAIN_" + option->get_lnames().front();
+    for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
+    option->envname(name);
+  }
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Quatrain runs DeepSeek-V4 models with NVFP4 weights.", "quatrain");
@@ -18,6 +34,7 @@ int main(int argc, char** argv) {
   quatrain::apps::add_perplexity(app);
   quatrain::apps::add_tokenize(app);
   quatrain::apps::add_logits(app);
+  for (CLI::App* verb : app.get_subcommands({})) name_environment(*verb);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

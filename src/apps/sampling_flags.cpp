@@ -44,8 +44,12 @@ void SamplingFlags::add_to(CLI::App& app) {
   app.add_option("--repetition-penalty,--repeat-penalty", params.repetition_penalty,
                  "Divides the logits of tokens seen; 1 is off")
       ->capture_default_str();
-  app.add_option("--presence-penalty", params.presence_penalty)->capture_default_str();
-  app.add_option("--frequency-penalty", params.frequency_penalty)->capture_default_str();
+  app.add_option("--presence-penalty", params.presence_penalty,
+                 "Subtracted from the logits of tokens already written")
+      ->capture_default_str();
+  app.add_option("--frequency-penalty", params.frequency_penalty,
+                 "The same, once for each time the token was written")
+      ->capture_default_str();
   app.add_option("--logit-bias", logit_bias, "ID=BIAS, added to a token's logit; repeatable");
   app.add_option("-s,--seed", seed, "Same seed, same text; -1 takes the clock")
       ->capture_default_str();
