@@ -9,15 +9,17 @@
 namespace quatrain::apps {
 namespace {
 
-Backend make_cpu(int threads, const std::string& reason) {
+Backend make_cpu(int threads, const std::string& kv_cache_dtype, const std::string& reason) {
+  if (kv_cache_dtype == "bf16")
+    fail("--kv-cache-dtype bf16: the cpu backend{} keeps its caches in fp32", reason);
   auto ops = std::make_unique<CpuOps>(threads);
   std::string description = fmt::format("cpu backend, {} threads{}", ops->pool().threads(), reason);
   return {std::move(ops), std::move(description)};
 }
 
-Backend make_cuda() {
+Backend make_cuda([[maybe_unused]] const std::string& kv_cache_dtype) {
 #if defined(QUATRAIN_HAS_CUDA)
-  auto ops = std::make_unique<CudaOps>();
+  auto ops = std::make_unique<CudaOps>(0, kv_cache_dtype == "fp32" ? DType::kF32 : DType::kBF16);
   std::string description = fmt::format("cuda backend on {}", ops->properties().name);
   return {std::move(ops), std::move(description)};
 #else
@@ -27,14 +29,14 @@ Backend make_cuda() {
 
 }  // namespace
 
-Backend make_backend(const std::string& name, int threads) {
-  if (name == "cpu") return make_cpu(threads, "");
-  if (name == "cuda") return make_cuda();
+Backend make_backend(const std::string& name, int threads, const std::string& kv_cache_dtype) {
+  if (name == "cpu") return make_cpu(threads, kv_cache_dtype, "");
+  if (name == "cuda") return make_cuda(kv_cache_dtype);
   if (name != "auto") fail("--backend: expected auto, cpu or cuda, found '{}'", name);
   try {
-    return make_cuda();
+    return make_cuda(kv_cache_dtype);
   } catch (const Error& error) {
-    return make_cpu(threads, fmt::format(" (chosen because {})", error.what()));
+    return make_cpu(threads, kv_cache_dtype, fmt::format(" (chosen because {})", error.what()));
   }
 }
 

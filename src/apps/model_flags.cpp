@@ -31,6 +31,10 @@ void ModelFlags::add_to(CLI::App& app) {
                  "input_scale)")
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "nvfp4", "static"}))
       ->capture_default_str();
+  app.add_option("--kv-cache-dtype", kv_cache_dtype,
+                 "Type of the caches: auto (fp32 on the CPU, bf16 on a GPU), bf16 or fp32")
+      ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
+      ->capture_default_str();
   app.add_option("--sim", sim, "Round cached keys to the FP8/FP4 grid of the packed caches")
       ->check(CLI::IsMember({"on", "off"}))
       ->capture_default_str();
@@ -52,7 +56,7 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
 }  // namespace
 
 LoadedEngine::LoadedEngine(const ModelFlags& flags)
-    : backend_(make_backend(flags.backend, flags.threads)) {
+    : backend_(make_backend(flags.backend, flags.threads, flags.kv_cache_dtype)) {
   ops_ = backend_.ops.get();
   if (flags.check) {
     check_ = std::make_unique<CheckOps>(*ops_, true);

@@ -20,6 +20,7 @@ struct ModelFlags {
   std::string model;
   std::string backend = "auto";
   std::string expert_activations = "auto";
+  std::string kv_cache_dtype = "auto";
   std::string sim = "off";
   std::string trace;
   std::string trace_filter;

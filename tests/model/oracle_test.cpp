@@ -5,34 +5,15 @@
 // are in tests/golden/oracle, larger ones are taken from QUATRAIN_ORACLE_CASES when it is set.
 #include <cmath>
 #include <numeric>
-#include <random>
 #include <set>
 
 #include "support/loaded_model.h"
+#include "support/noise_ops.h"
 
 namespace quatrain::testing {
 namespace {
 
 constexpr std::int64_t kMaxRows = 320;
-
-// Scales embedded values by at most 1 ± 2^-20: the noise that other orders of summation make, a
-// hundredth of the tolerance on logits. Seed 0 leaves them alone.
-class NoiseOps final : public Interceptor {
- public:
-  NoiseOps(Ops& inner, unsigned seed) : Interceptor(inner), seed_(seed) {}
-
- protected:
-  void after(const OpCall& call) override {
-    if (seed_ == 0 || std::string_view(call.name) != op::Embed::kName) return;
-    std::mt19937 random(seed_);
-    std::uniform_real_distribution<float> noise(-0x1p-20f, 0x1p-20f);
-    const Tensor& streams = call.fields[1].tensor;
-    for (std::int64_t i = 0; i < streams.elements(); ++i) streams.f32()[i] *= 1 + noise(random);
-  }
-
- private:
-  unsigned seed_;
-};
 
 float largest(std::span<const float> values) {
   float found = 0;

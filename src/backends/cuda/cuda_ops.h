@@ -2,9 +2,9 @@
 // CudaOps: the operations on one NVIDIA GPU, in order on one stream.
 //
 // Activations are FP32; products round their inputs to BF16 and accumulate in FP32 on tensor cores.
-// Caches are BF16. Methods only launch kernels: none waits, allocates or reads device values, so a
-// step can be captured into a graph. Methods live in cuda_ops_*.cpp; kernels, which know nothing of
-// this class, behind launch/*.h.
+// Caches are BF16 or FP32. Methods only launch kernels: none waits, allocates or reads device
+// values, so a step can be captured into a graph. Methods live in cuda_ops_*.cpp; kernels, which
+// know nothing of this class, behind launch/*.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,13 +36,14 @@ class CudaExperts final : public PackedExperts {
 
 class CudaOps final : public Ops {
  public:
-  /// Uses device `ordinal`; throws Error when there is none or it is older than sm_90.
-  explicit CudaOps(int ordinal = 0);
+  /// Uses device `ordinal`; throws Error when there is none or it is not a Hopper. Caches are BF16,
+  /// or F32 for comparisons that their rounding would blur.
+  explicit CudaOps(int ordinal = 0, DType cache_dtype = DType::kBF16);
   ~CudaOps() override;
 
   std::string_view backend_name() const override { return "cuda"; }
   DType activation_dtype() const override { return DType::kF32; }
-  DType cache_dtype() const override { return DType::kBF16; }
+  DType cache_dtype() const override { return cache_dtype_; }
 
   Buffer allocate(std::int64_t bytes) override;
   void upload(const Tensor& device, const void* host) override;
@@ -74,6 +75,7 @@ class CudaOps final : public Ops {
                        const QuantMatrix& w);
 
   int ordinal_;
+  DType cache_dtype_;
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   StepLimits limits_;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operations that know sequences and their caches, and the router, from tensors to launches.
+#include <type_traits>
+
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/cache.h"
@@ -9,12 +11,20 @@
 namespace quatrain {
 
 void CudaOps::kv_store(const op::KvStore& args) {
-  cuda::store_recent({.batch = view_of(args.batch),
-                      .step = f32(args.latents),
-                      .ring = bf16(args.ring),
-                      .width = extent(args.latents, 1),
-                      .capacity = extent(args.ring, 1)},
-                     stream_);
+  const auto store = [&](auto* ring) {
+    using Element = std::remove_pointer_t<decltype(ring)>;
+    cuda::store_recent(cuda::StoreRecentArgs<Element>{.batch = view_of(args.batch),
+                                                      .step = f32(args.latents),
+                                                      .ring = ring,
+                                                      .width = extent(args.latents, 1),
+                                                      .capacity = extent(args.ring, 1)},
+                       stream_);
+  };
+  const cuda::CacheRows ring = cache_rows(args.ring);
+  if (ring.is_bf16)
+    store(static_cast<std::uint16_t*>(ring.data));
+  else
+    store(static_cast<float*>(ring.data));
 }
 
 void CudaOps::compress(const op::Compress& args) {
@@ -63,7 +73,7 @@ void CudaOps::attend(const op::Attend& args) {
   cuda::attend({.batch = view_of(args.batch),
                 .q = f32(args.q),
                 .latents = f32(args.latents),
-                .ring = bf16(args.ring),
+                .ring = cache_rows(args.ring),
                 .entries = view_of(args.entries),
                 .selected = args.selected ? i32(args.selected) : nullptr,
                 .sinks = f32(args.sinks),

@@ -26,9 +26,10 @@ inline const Tensor& contiguous(const Tensor& t) {
 }
 inline float* f32(const Tensor& t) { return contiguous(t).f32(); }
 inline int* i32(const Tensor& t) { return contiguous(t).i32(); }
-inline std::uint16_t* bf16(const Tensor& t) {
-  QT_CHECK(t.dtype() == DType::kBF16, "expected a BF16 tensor, found {}", t.describe());
-  return contiguous(t).as<std::uint16_t>();
+inline cuda::CacheRows cache_rows(const Tensor& t) {
+  QT_CHECK(t.dtype() == DType::kBF16 || t.dtype() == DType::kF32,
+           "expected a cache in BF16 or F32, found {}", t.describe());
+  return {.data = contiguous(t).data(), .is_bf16 = t.dtype() == DType::kBF16};
 }
 
 inline cuda::BatchView view_of(const Batch& batch) {
@@ -42,7 +43,7 @@ inline cuda::BatchView view_of(const Batch& batch) {
 
 inline cuda::PoolView view_of(const RowPool& pool) {
   if (!pool.rows) return {};
-  return {.rows = bf16(pool.rows),
+  return {.rows = cache_rows(pool.rows),
           .ratio = as_int(pool.ratio),
           .per_block = as_int(kBlockTokens / pool.ratio)};
 }

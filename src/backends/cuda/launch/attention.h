@@ -17,7 +17,7 @@ struct IndexSelectArgs {
   BatchView batch;
   const float* q = nullptr;        // [rows, heads, width]
   const float* weights = nullptr;  // [rows, heads]
-  PoolView keys;                   // BF16 [.., width]
+  PoolView keys;                   // [.., width]
   int heads = 0;
   int width = 0;  // a multiple of 8, at most kMaxIndexWidth
   int topk = 0;
@@ -35,20 +35,20 @@ inline constexpr int kMaxHeadDim = 512;
 
 struct AttendArgs {
   BatchView batch;
-  const float* q = nullptr;             // [rows, heads, width]
-  const float* latents = nullptr;       // [rows, width]
-  const std::uint16_t* ring = nullptr;  // BF16 [slots, window, width]
-  PoolView entries;                     // BF16 [.., width]
-  const int* selected = nullptr;        // [rows, topk]; null: every complete entry
-  const float* sinks = nullptr;         // [heads]
+  const float* q = nullptr;        // [rows, heads, width]
+  const float* latents = nullptr;  // [rows, width]
+  CacheRows ring;                  // [slots, window, width]
+  PoolView entries;                // [.., width]
+  const int* selected = nullptr;   // [rows, topk]; null: every complete entry
+  const float* sinks = nullptr;    // [heads]
   int heads = 0;
   int width = 0;  // a multiple of 32, at most kMaxHeadDim
   int window = 0;
   int topk = 0;
   float* out = nullptr;  // [rows, heads, width]; zeros in padded rows
 };
-/// One softmax per head over window ∪ entries with a sink. This step's latents are rounded to BF16
-/// first, as they will be stored, so that the chunking of a sequence does not change its output.
+/// One softmax per head over window ∪ entries with a sink. This step's latents are rounded first,
+/// as they will be stored, so that the chunking of a sequence does not change its output.
 void attend(const AttendArgs& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

@@ -16,10 +16,16 @@ struct BatchView {
   int rows = 0;
 };
 
+/// Rows that outlive a step, in BF16 or FP32. device/cache_rows.cuh reads and writes them.
+struct CacheRows {
+  void* data = nullptr;
+  bool is_bf16 = true;
+};
+
 /// Row w of a sequence is rows[table[slot][w / per_block] * per_block + w % per_block].
 struct PoolView {
-  std::uint16_t* rows = nullptr;  // BF16 [blocks * per_block, width]; null when there are none
-  int ratio = 0;                  // tokens per row
+  CacheRows rows;  // [blocks * per_block, width]; null when there are none
+  int ratio = 0;   // tokens per row
   int per_block = 0;
 };
 

@@ -39,7 +39,7 @@ struct CompressArgs {
   int capacity = 0;               // rows of the state per slot
   float* state_values = nullptr;  // [slots, capacity, channels]
   float* state_scores = nullptr;  // [slots, capacity, channels]
-  PoolView entries;               // BF16 [.., width]
+  PoolView entries;               // [.., width]
 };
 /// Pools the windows that close in this step into entries and keeps the rows of open ones.
 void compress(const CompressArgs& args, cudaStream_t stream);

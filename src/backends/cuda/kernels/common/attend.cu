@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/sequence_view.cuh"
 #include "backends/cuda/launch/attention.h"
@@ -37,7 +38,7 @@ __device__ RowKeys find_keys(const AttendArgs& args, int r) {
   keys.window_count = position + 1 - keys.window_begin;
   keys.count = keys.window_count;
   keys.selected = nullptr;
-  if (args.entries.rows == nullptr) return keys;
+  if (args.entries.rows.data == nullptr) return keys;
   if (args.selected == nullptr) {
     keys.count += (position + 1) / args.entries.ratio;
     return keys;
@@ -51,34 +52,23 @@ __device__ RowKeys find_keys(const AttendArgs& args, int r) {
   return keys;
 }
 
-// Eight BF16 values to FP32.
-__device__ void unpack(const std::uint16_t* from, float (&out)[8]) {
-  const uint4 packed = *reinterpret_cast<const uint4*>(from);
-  const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    out[2 * j] = __uint_as_float(words[j] << 16);
-    out[2 * j + 1] = __uint_as_float(words[j] & 0xFFFF0000u);
-  }
-}
-
 // Columns [column, column + 8) of key k, which exists.
 __device__ void load_key(const AttendArgs& args, const RowKeys& keys, const RecentRows& recent,
                          const PagedRows& paged, int k, int column, float (&out)[8]) {
   if (k >= keys.window_count) {
     const int rank = k - keys.window_count;
     const int entry = keys.selected != nullptr ? keys.selected[rank] : rank;
-    unpack(args.entries.rows + paged.row(entry) * args.width + column, out);
+    load8(args.entries.rows, paged.row(entry) * args.width + column, out);
     return;
   }
   const int position = keys.window_begin + k;
   if (!recent.in_step(position)) {
-    unpack(args.ring + recent.ring_row(position) * args.width + column, out);
+    load8(args.ring, recent.ring_row(position) * args.width + column, out);
     return;
   }
   const float* latent = args.latents + recent.step_row(position) * args.width + column;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) out[j] = bf16_round(latent[j]);
+  for (int j = 0; j < 8; ++j) out[j] = as_stored(args.ring, latent[j]);
 }
 
 // Keys first … first + 15 to shared memory, rows of `columns`; zeros where there is no key, so that

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/scalar.cuh"
@@ -100,9 +101,8 @@ __global__ void pool_kernel(CompressArgs args) {
   }
   finish_entry(entry, args, start, scratch);
   const std::int64_t row = PagedRows(args.batch, args.entries, slot).row(position / ratio);
-  std::uint16_t* out = args.entries.rows + row * args.width;
   for (int c = static_cast<int>(threadIdx.x); c < args.width; c += blockDim.x)
-    out[c] = bf16_encode(entry[c]);
+    store(args.entries.rows, row * args.width + c, entry[c]);
 }
 
 }  // namespace

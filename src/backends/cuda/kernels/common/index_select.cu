@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/device/sequence_view.cuh"
@@ -37,16 +38,12 @@ __device__ void load_keys(ScoreTile& tile, const IndexSelectArgs& args, int slot
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * chunks; i += kScoreThreads) {
     const int key = i / chunks;
     const int column = i % chunks * 8;
-    uint4 packed = {0, 0, 0, 0};
+    float values[8] = {};
     if (begin + key < visible)
-      packed = *reinterpret_cast<const uint4*>(args.keys.rows +
-                                               paged.row(begin + key) * args.width + column);
-    const std::uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      tile.keys[key][column + 2 * j] = __uint_as_float(words[j] << 16);
-      tile.keys[key][column + 2 * j + 1] = __uint_as_float(words[j] & 0xFFFF0000u);
-    }
+      load8(args.keys.rows, paged.row(begin + key) * args.width + column, values);
+    auto* to = reinterpret_cast<float4*>(&tile.keys[key][column]);
+    to[0] = {values[0], values[1], values[2], values[3]};
+    to[1] = {values[4], values[5], values[6], values[7]};
   }
 }
 
