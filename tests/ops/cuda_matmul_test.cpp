@@ -167,6 +167,18 @@ TEST_F(CudaMatmul, ExpertsMatchWithNvfp4Inputs) {
       }
 }
 
+// The clamp must not turn a NaN into the limit: the sampler has to see it.
+TEST_F(CudaMatmul, ExpertsKeepNaN) {
+  Work work = make_work(3, false, false, 11);
+  for (std::int64_t d = 0; d < work.hidden; ++d)
+    work.x[static_cast<std::size_t>(work.hidden + d)] = kNaN;
+  const std::vector<float> out =
+      run_experts(gpu(), work, kind_of("NVFP4"), ExpertActivations::kFull);
+  for (std::int64_t i = 0; i < 3 * work.hidden; ++i)
+    EXPECT_EQ(std::isnan(out[static_cast<std::size_t>(i)]), i / work.hidden == 1)
+        << "element " << i;
+}
+
 TEST_F(CudaMatmul, ExpertsAreBitEqualAloneAndTogether) {
   const Work all = make_work(40, false, false, 9);
   const std::vector<float> together =

@@ -8,6 +8,7 @@
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/launch/matmul.h"
 
@@ -178,13 +179,10 @@ __global__ void __launch_bounds__(kThreads)
       const int slot = work.sorted[first + t];
       // All scales are in before the clamp, each global scale in its own half.
       const float input = args.row_scales != nullptr ? args.row_scales[row_of(slot)] : 1.0f;
-      float gate = acc.at[0][n][i] * row_scale(w[0], row0 + r) * (w1.global_scales[e] * input);
-      float up = acc.at[1][n][i] * row_scale(w[1], row0 + r) * (w3.global_scales[e] * input);
-      if (args.limit > 0) {
-        gate = fminf(gate, args.limit);
-        up = fminf(fmaxf(up, -args.limit), args.limit);
-      }
-      float h = gate / (1.0f + expf(-gate)) * up;
+      const float gate =
+          acc.at[0][n][i] * row_scale(w[0], row0 + r) * (w1.global_scales[e] * input);
+      const float up = acc.at[1][n][i] * row_scale(w[1], row0 + r) * (w3.global_scales[e] * input);
+      float h = swiglu_value(gate, up, args.limit);
       if (args.weights != nullptr) h *= args.weights[slot];
       args.hidden[std::int64_t{slot} * w[0].rows + row0 + r] = h;
     });
