@@ -71,6 +71,10 @@ class CudaOps final : public Ops {
 
  private:
   void upload_bytes(void* device, const void* host, std::int64_t bytes);
+  /// A device copy of host bytes that a packing kernel reads: valid for work issued before the next
+  /// call. Load time only; reserve() frees the memory behind it.
+  const void* stage(const void* host, std::int64_t bytes);
+  void reserve_experts();
   void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
                        const QuantMatrix& w);
 
@@ -81,6 +85,8 @@ class CudaOps final : public Ops {
   StepLimits limits_;
   Buffer staging_;  // pinned
   std::int64_t staging_used_ = 0;
+  Buffer load_staging_;
+  std::int64_t load_staging_used_ = 0;
 
   // Scratch of index_select: scores [rows per pass, context / 4].
   Buffer index_scores_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear, grouped_linear, experts: from tensors to launches.
+// experts: packing of the routed experts of a layer, and from tensors to launches.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/matmul.h"
 #include "backends/cuda/launch/quantise.h"
@@ -18,23 +18,64 @@ T* as(const Buffer& buffer) {
 
 }  // namespace
 
-void CudaOps::linear(const op::Linear& args) {
-  QT_CHECK(args.x.contiguous() && args.out.contiguous(), "linear: x and out must be contiguous");
-  cuda::linear(
-      static_cast<const CudaLinear*>(args.w)->matrix,
-      {.x = args.x.f32(), .out = args.out.f32(), .tokens = static_cast<int>(args.x.dim(0))},
-      stream_);
+std::unique_ptr<PackedExperts> CudaOps::make_experts(std::string name, std::int64_t count,
+                                                     std::int64_t hidden,
+                                                     std::int64_t intermediate) {
+  auto experts = std::make_unique<CudaExperts>();
+  experts->name = std::move(name);
+  experts->count = count;
+  experts->hidden = hidden;
+  experts->intermediate = intermediate;
+  return experts;
 }
 
-void CudaOps::grouped_linear(const op::GroupedLinear& args) {
-  QT_CHECK(args.x.contiguous() && args.out.contiguous(),
-           "grouped_linear: x and out must be contiguous");
-  cuda::linear(static_cast<const CudaLinear*>(args.w)->matrix,
-               {.x = args.x.f32(),
-                .out = args.out.f32(),
-                .tokens = static_cast<int>(args.x.dim(0)),
-                .groups = static_cast<int>(args.x.dim(1))},
-               stream_);
+void CudaOps::pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
+                              const QuantMatrix& w) {
+  const std::int64_t value_bytes = w.rows * w.row_bytes();
+  const std::int64_t scale_bytes = w.scale_count() * bytes_of(w.scale_dtype);
+  if (!p.is_set) {
+    p.is_set = true;
+    p.values = allocate(experts.count * value_bytes);
+    p.scales = allocate(experts.count * scale_bytes);
+    p.global_scales = allocate(experts.count * 4);
+    p.input_scales = allocate(experts.count * 4);
+    p.matrix = {.format = w.format,
+                .dtype = w.dtype,
+                .scale_dtype = w.scale_dtype,
+                .values = p.values.data(),
+                .scales = p.scales.data(),
+                .rows = static_cast<int>(w.rows),
+                .cols = static_cast<int>(w.cols)};
+  }
+  if (p.matrix.format != w.format || p.matrix.dtype != w.dtype ||
+      p.matrix.scale_dtype != w.scale_dtype)
+    fail("{}: the experts of a layer must share one format; expert 0 is {}, this one {}", w.name,
+         name_of(p.matrix.format), name_of(w.format));
+  upload_bytes(static_cast<char*>(p.values.data()) + e * value_bytes, w.values, value_bytes);
+  upload_bytes(static_cast<char*>(p.scales.data()) + e * scale_bytes, w.scales, scale_bytes);
+  upload_bytes(static_cast<float*>(p.global_scales.data()) + e, &w.global_scale, 4);
+  upload_bytes(static_cast<float*>(p.input_scales.data()) + e, &w.input_scale, 4);
+  experts.bytes += w.bytes();
+  experts.has_input_scales = experts.has_input_scales && w.input_scale > 0;
+}
+
+void CudaOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
+                          const QuantMatrix& w3, const QuantMatrix& w2) {
+  auto& all = static_cast<CudaExperts&>(experts);
+  pack_projection(all, all.w1, e, w1);
+  pack_projection(all, all.w3, e, w3);
+  pack_projection(all, all.w2, e, w2);
+}
+
+void CudaOps::reserve_experts() {
+  const std::int64_t slots = limits_.rows * limits_.experts_per_token;
+  experts_.offsets = allocate((limits_.num_experts + 1) * 4);
+  experts_.sorted = allocate(slots * 4);
+  experts_.row_map = allocate(slots * 4);
+  experts_.row_scales = allocate(slots * 4);
+  experts_.inputs = allocate(slots * limits_.hidden_size * 4);
+  experts_.hidden = allocate(slots * limits_.intermediate_size * 4);
+  experts_.outputs = allocate(slots * limits_.hidden_size * 4);
 }
 
 void CudaOps::experts(const op::Experts& args) {
