@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Takes a finished answer of the model apart: reasoning, content, tool calls.
 //
-// For whole texts, not for streams. The text must still hold its special tokens.
+// For whole texts; assistant_stream.h does the same for streams. The text must still hold its
+// special tokens.
 #pragma once
 
 #include <string>
@@ -22,7 +23,8 @@ struct AssistantTurn {
 /// Parses what the model wrote after the prompt: in thinking mode it begins inside <think>. Never
 /// fails; deviations are mended:
 /// - EOS and what follows it are cut off; a repeated "<think>" at the beginning is ignored.
-/// - A tool block inside open reasoning ends the reasoning.
+/// - A tool block inside open reasoning ends the reasoning. Markup that the reasoning only speaks
+///   about, without a complete call before "</think>", is reasoning.
 /// - Missing end tags of the block or of an invoke are supplied when all its parameters are
 ///   complete and another tag follows; a call that was cut off is dropped.
 /// - Tags may have ASCII bars and spaces; parameters without `string` are strings; a value that is
