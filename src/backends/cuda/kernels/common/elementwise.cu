@@ -2,9 +2,10 @@
 // embed, swiglu, gather_rows, add_to_streams: one thread per element, nothing shared.
 #include <algorithm>
 
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/elementwise.h"
+#include "backends/cuda/launch/launch.h"
 #include "core/codec.h"
 
 namespace quatrain::cuda {
@@ -23,6 +24,8 @@ __device__ std::int64_t first_element() {
 __device__ std::int64_t element_step() { return std::int64_t{gridDim.x} * kThreads; }
 
 __global__ void embed_kernel(EmbedArgs args) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t count = std::int64_t{args.rows} * args.width;
   for (std::int64_t i = first_element(); i < count; i += element_step()) {
     const std::int64_t t = i / args.width;
@@ -37,17 +40,23 @@ __global__ void embed_kernel(EmbedArgs args) {
 }
 
 __global__ void swiglu_kernel(SwiGluArgs args) {
+  let_next_start();
+  wait_for_previous();
   for (std::int64_t i = first_element(); i < args.count; i += element_step())
     args.out[i] = swiglu_value(args.gate[i], args.up[i], args.limit);
 }
 
 __global__ void gather_rows_kernel(GatherRowsArgs args) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t count = args.count * args.words;
   for (std::int64_t i = first_element(); i < count; i += element_step())
     args.out[i] = args.x[args.rows[i / args.words] * args.words + i % args.words];
 }
 
 __global__ void add_to_streams_kernel(AddToStreamsArgs args) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t count = std::int64_t{args.rows} * args.width;
   for (std::int64_t i = first_element(); i < count; i += element_step()) {
     const std::int64_t t = i / args.width;
@@ -62,28 +71,24 @@ __global__ void add_to_streams_kernel(AddToStreamsArgs args) {
 void embed(const EmbedArgs& args, cudaStream_t stream) {
   const std::int64_t count = std::int64_t{args.rows} * args.width;
   if (count == 0) return;
-  embed_kernel<<<blocks_for(count), kThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(embed_kernel, {.grid = blocks_for(count), .block = kThreads}, stream, args);
 }
 
 void swiglu(const SwiGluArgs& args, cudaStream_t stream) {
   if (args.count == 0) return;
-  swiglu_kernel<<<blocks_for(args.count), kThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(swiglu_kernel, {.grid = blocks_for(args.count), .block = kThreads}, stream, args);
 }
 
 void gather_rows(const GatherRowsArgs& args, cudaStream_t stream) {
   const std::int64_t count = args.count * args.words;
   if (count == 0) return;
-  gather_rows_kernel<<<blocks_for(count), kThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(gather_rows_kernel, {.grid = blocks_for(count), .block = kThreads}, stream, args);
 }
 
 void add_to_streams(const AddToStreamsArgs& args, cudaStream_t stream) {
   const std::int64_t count = std::int64_t{args.rows} * args.width;
   if (count == 0) return;
-  add_to_streams_kernel<<<blocks_for(count), kThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(add_to_streams_kernel, {.grid = blocks_for(count), .block = kThreads}, stream, args);
 }
 
 }  // namespace quatrain::cuda

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // rms_norm, rope, round_to_grid: a block per row or token.
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/elementwise.h"
+#include "backends/cuda/launch/launch.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -13,6 +14,8 @@ namespace {
 int threads_for(int width) { return width <= 128 ? 32 : width <= 1024 ? 128 : 512; }
 
 __global__ void rms_norm_kernel(RmsNormArgs args) {
+  let_next_start();
+  wait_for_previous();
   __shared__ float scratch[kReduceScratch];
   const std::int64_t begin = std::int64_t{blockIdx.x} * args.width;
   const float* x = args.x + begin;
@@ -30,6 +33,8 @@ __global__ void rms_norm_kernel(RmsNormArgs args) {
 
 // A block per token: the angles are computed once and serve all heads.
 __global__ void rope_kernel(RopeArgs args) {
+  let_next_start();
+  wait_for_previous();
   extern __shared__ float2 turns[];  // [pairs]
   const std::int64_t t = blockIdx.x;
   for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += blockDim.x)
@@ -43,6 +48,8 @@ __global__ void rope_kernel(RopeArgs args) {
 }
 
 __global__ void round_to_grid_kernel(RoundToGridArgs args) {
+  let_next_start();
+  wait_for_previous();
   extern __shared__ float row[];  // [width]
   float* x = args.x + std::int64_t{blockIdx.x} * args.width;
   for (int i = static_cast<int>(threadIdx.x); i < args.width; i += blockDim.x) row[i] = x[i];
@@ -55,24 +62,28 @@ __global__ void round_to_grid_kernel(RoundToGridArgs args) {
 
 void rms_norm(const RmsNormArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  rms_norm_kernel<<<static_cast<unsigned>(args.rows), threads_for(args.width), 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(rms_norm_kernel,
+         {.grid = static_cast<unsigned>(args.rows), .block = threads_for(args.width)}, stream,
+         args);
 }
 
 void rope(const RopeArgs& args, cudaStream_t stream) {
   if (args.rows == 0 || args.pairs == 0) return;
   const int threads = args.heads * args.pairs <= 32 ? 32 : 256;
   const std::size_t shared = static_cast<std::size_t>(args.pairs) * sizeof(float2);
-  rope_kernel<<<static_cast<unsigned>(args.rows), threads, shared, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(rope_kernel,
+         {.grid = static_cast<unsigned>(args.rows), .block = threads, .shared = shared}, stream,
+         args);
 }
 
 void round_to_grid(const RoundToGridArgs& args, cudaStream_t stream) {
   if (args.rows == 0 || args.grid == Grid::kNone) return;
   const std::size_t shared = static_cast<std::size_t>(args.width) * sizeof(float);
-  round_to_grid_kernel<<<static_cast<unsigned>(args.rows), threads_for(args.width), shared,
-                         stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(round_to_grid_kernel,
+         {.grid = static_cast<unsigned>(args.rows),
+          .block = threads_for(args.width),
+          .shared = shared},
+         stream, args);
 }
 
 }  // namespace quatrain::cuda

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // route: scores, choice and weights of the experts, a warp per token.
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/routing.h"
 
 namespace quatrain::cuda {
@@ -39,6 +40,8 @@ __device__ int choose(const RouteArgs& args, const float* score, unsigned* keys)
 }
 
 __global__ void route_kernel(RouteArgs args) {
+  let_next_start();
+  wait_for_previous();
   extern __shared__ float shared[];  // [kWarpsPerBlock][2][experts]: scores, keys
   const int t = static_cast<int>(blockIdx.x) * kWarpsPerBlock + warp_id();
   if (t >= args.rows) return;
@@ -73,8 +76,8 @@ void route(const RouteArgs& args, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>((args.rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
   const std::size_t shared =
       static_cast<std::size_t>(kWarpsPerBlock * 2 * args.experts) * sizeof(float);
-  route_kernel<<<blocks, kWarpsPerBlock * kWarp, shared, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(route_kernel, {.grid = blocks, .block = kWarpsPerBlock * kWarp, .shared = shared}, stream,
+         args);
 }
 
 }  // namespace quatrain::cuda
