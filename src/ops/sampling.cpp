@@ -222,7 +222,7 @@ void add_logprobs(std::span<const float> logits, std::int32_t count, SamplerWork
     const std::uint64_t key = tokens[rank];
     workspace.top[rank] = {.id = key_id(key), .logprob = logprob(key_logit(key))};
   }
-  result.top = std::span<const TokenLogprob>(workspace.top).first(n_top);
+  result.top = std::span<const ScoredToken>(workspace.top).first(n_top);
 }
 
 }  // namespace
@@ -300,6 +300,22 @@ SampleResult sample_with(const SampleRow& row, const SamplingParams& params, std
 SampleResult sample(const SampleRow& row, const SamplingParams& params,
                     SamplerWorkspace& workspace) {
   return sample_with(row, params, random_bits(params.seed, row.position), workspace);
+}
+
+SampleResult score(std::span<const float> logits, std::int32_t token, std::int32_t count,
+                   SamplerWorkspace& workspace) {
+  QT_CHECK_EQ(logits.size(), workspace.keys.size(), "logits of a row to score");
+  check_id("token to score", token, static_cast<std::int32_t>(logits.size()));
+  SampleResult result;
+  result.token = token;
+  // A row of nothing but masks has no probabilities either.
+  if (!all_usable(logits) || key_logit(first_key(logits)) == -kInfinity) {
+    result.status = SampleStatus::kNonFinite;
+    result.token = -1;
+    return result;
+  }
+  add_logprobs(logits, count, workspace, result);
+  return result;
 }
 
 }  // namespace quatrain

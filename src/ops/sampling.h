@@ -181,7 +181,7 @@ enum class SampleStatus {
   kNoCandidate,  // every token is masked or suppressed
 };
 
-struct TokenLogprob {
+struct ScoredToken {
   std::int32_t id = -1;
   float logprob = 0.0f;
 };
@@ -190,9 +190,9 @@ struct TokenLogprob {
 /// below kMinLogprob. They are set only when asked for.
 struct SampleResult {
   SampleStatus status = SampleStatus::kOk;
-  std::int32_t token = -1;            // -1 unless the status is kOk
-  float logprob = 0.0f;               // of `token`
-  std::span<const TokenLogprob> top;  // [≤ logprobs] in order, in the workspace until its next use
+  std::int32_t token = -1;           // -1 unless the status is kOk
+  float logprob = 0.0f;              // of `token`
+  std::span<const ScoredToken> top;  // [≤ logprobs] in order, in the workspace until its next use
 };
 
 inline constexpr float kMinLogprob = -9999.0f;
@@ -205,7 +205,7 @@ struct SamplerWorkspace {
 
   std::vector<float> logits;        // [vocab_size] after steps 1 to 4
   std::vector<std::uint64_t> keys;  // [vocab_size] tokens as sortable keys
-  std::vector<TokenLogprob> top;    // [min(vocab_size, kMaxLogprobs)]
+  std::vector<ScoredToken> top;     // [min(vocab_size, kMaxLogprobs)]
 };
 
 /// Draws the token at row.position. `params` must have passed validate() for this vocabulary.
@@ -216,5 +216,9 @@ struct SamplerWorkspace {
 /// The same with the random bits given: 0 draws the first token in order, 2^64 - 1 the last kept.
 [[nodiscard]] SampleResult sample_with(const SampleRow& row, const SamplingParams& params,
                                        std::uint64_t random, SamplerWorkspace& workspace);
+
+/// The log-probability of a given token and of the `count` likeliest; nothing is drawn.
+[[nodiscard]] SampleResult score(std::span<const float> logits, std::int32_t token,
+                                 std::int32_t count, SamplerWorkspace& workspace);
 
 }  // namespace quatrain
