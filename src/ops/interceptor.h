@@ -57,6 +57,7 @@ class Interceptor : public Ops {
   void upload(const Tensor& device, const void* host) override { inner_.upload(device, host); }
   void download(void* host, const Tensor& device) override { inner_.download(host, device); }
   void zero(const Tensor& device) override { inner_.zero(device); }
+  void copy(const Tensor& to, const Tensor& from) override { inner_.copy(to, from); }
   std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override {
     return inner_.pack_linear(w);
   }

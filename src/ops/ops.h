@@ -64,6 +64,8 @@ class Ops {
   virtual void upload(const Tensor& device, const void* host) = 0;
   virtual void download(void* host, const Tensor& device) = 0;
   virtual void zero(const Tensor& device) = 0;
+  /// Copies the contents of one view on the device to another of as many bytes.
+  virtual void copy(const Tensor& to, const Tensor& from) = 0;
 
   // ---- load time ----
   virtual std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) = 0;

@@ -32,6 +32,12 @@ void CpuOps::zero(const Tensor& device) {
   std::memset(device.data(), 0, static_cast<std::size_t>(device.bytes()));
 }
 
+void CpuOps::copy(const Tensor& to, const Tensor& from) {
+  QT_CHECK(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "copying {} to {}",
+           from.describe(), to.describe());
+  std::memcpy(to.data(), from.data(), static_cast<std::size_t>(to.bytes()));
+}
+
 std::unique_ptr<CpuLinear> CpuOps::pack(const QuantMatrix& w) {
   auto packed = std::make_unique<CpuLinear>();
   packed->name = std::string(w.name);

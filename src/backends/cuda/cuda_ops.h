@@ -49,6 +49,7 @@ class CudaOps final : public Ops {
   void upload(const Tensor& device, const void* host) override;
   void download(void* host, const Tensor& device) override;
   void zero(const Tensor& device) override;
+  void copy(const Tensor& to, const Tensor& from) override;
 
   std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override;
   std::unique_ptr<PackedExperts> make_experts(std::string name, std::int64_t count,

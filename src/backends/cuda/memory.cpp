@@ -90,6 +90,13 @@ void CudaOps::zero(const Tensor& device) {
   QT_CUDA(cudaMemsetAsync(device.data(), 0, static_cast<std::size_t>(device.bytes()), stream_));
 }
 
+void CudaOps::copy(const Tensor& to, const Tensor& from) {
+  QT_CHECK(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "copying {} to {}",
+           from.describe(), to.describe());
+  QT_CUDA(cudaMemcpyAsync(to.data(), from.data(), static_cast<std::size_t>(to.bytes()),
+                          cudaMemcpyDeviceToDevice, stream_));
+}
+
 void CudaOps::upload_bytes(void* device, const void* host, std::int64_t bytes) {
   if (bytes > 0) upload(Tensor(device, DType::kU8, {bytes}), host);
 }
