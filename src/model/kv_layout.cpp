@@ -44,6 +44,33 @@ LayerCache KvCache::make_layer(std::int64_t ratio) {
   return cache;
 }
 
+std::vector<Tensor> KvCache::border_state(std::int64_t slot) const {
+  std::vector<Tensor> state;
+  // Windows of ratio r overlap: the next one reads the r tokens before it, the ring's upper half.
+  const auto add_last_window = [&](const CompressorState& compressor, std::int64_t ratio) {
+    state.push_back(compressor.values[slot].rows(ratio, ratio));
+    state.push_back(compressor.scores[slot].rows(ratio, ratio));
+  };
+  for (const LayerCache& layer : layers_) {
+    state.push_back(layer.ring[slot]);
+    if (!layer.index_keys.rows) continue;
+    add_last_window(layer.compressor, layer.entries.ratio);
+    add_last_window(layer.index_compressor, layer.index_keys.ratio);
+  }
+  for (const LayerCache& mtp : mtp_) state.push_back(mtp.ring[slot]);
+  return state;
+}
+
+void KvCache::zero_block(std::int64_t block) const {
+  QT_CHECK(block >= 0 && block < blocks_, "block {} is outside [0, {})", block, blocks_);
+  for (const LayerCache& layer : layers_)
+    for (const RowPool* pool : {&layer.entries, &layer.index_keys}) {
+      if (!pool->rows) continue;
+      const std::int64_t per_block = kBlockTokens / pool->ratio;
+      ops_.zero(pool->rows.rows(block * per_block, per_block));
+    }
+}
+
 void KvCache::poison(Ops& ops) const {
   for (const Tensor& tensor : tensors_) {
     const std::vector<unsigned char> ones(static_cast<std::size_t>(tensor.bytes()), 0xFF);

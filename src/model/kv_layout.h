@@ -26,6 +26,13 @@ class KvCache {
   const LayerCache& mtp(std::int64_t m) const { return mtp_[static_cast<std::size_t>(m)]; }
   std::int64_t bytes() const { return bytes_; }
 
+  /// Views of what `slot` keeps besides its blocks where a sequence's length is a multiple of
+  /// kBlockTokens: rings and the last full CSA windows; every other window is closed there (3.4).
+  std::vector<Tensor> border_state(std::int64_t slot) const;
+
+  /// Fills the rows of one block with zeros in every pool.
+  void zero_block(std::int64_t block) const;
+
   /// Fills everything with NaN, so that a test sees any read of what was never written.
   void poison(Ops& ops) const;
 

@@ -14,6 +14,8 @@ std::int64_t blocks_per_sequence(const EngineOptions& options) {
   return (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
 }
 
+constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // rows of a pool stay far below 2^31
+
 }  // namespace
 
 void EngineOptions::resolve(const V4Config& config) {
@@ -27,6 +29,9 @@ void EngineOptions::resolve(const V4Config& config) {
   in_range("max-model-len", max_model_len, 1, config.max_positions);
   in_range("max-num-seqs", max_num_seqs, 1, 1 << 16);
   in_range("max-num-batched-tokens", max_num_batched_tokens, 1, 1 << 20);
+  const std::int64_t full = blocks_per_sequence(*this);
+  if (kv_blocks == 0) kv_blocks = max_num_seqs * full;
+  in_range("kv-blocks", kv_blocks, full, kMaxBlocks);
   if (mtp && config.num_mtp_layers == 0)
     fail("--mtp: the checkpoint has no MTP block (num_nextn_predict_layers is 0)");
   max_logit_rows = std::min(max_logit_rows, max_num_batched_tokens);
@@ -47,8 +52,7 @@ ModelRunner::ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOp
 
   const std::int64_t slots = options_.max_num_seqs;
   const std::int64_t rows = options_.max_num_batched_tokens;
-  const std::int64_t blocks = blocks_per_sequence(options_);
-  cache_ = std::make_unique<KvCache>(ops_, config_, slots, slots * blocks);
+  cache_ = std::make_unique<KvCache>(ops_, config_, slots, options_.kv_blocks);
   ops_.reserve({.rows = rows,
                 .context = options_.max_model_len,
                 .slots = slots,
@@ -82,14 +86,26 @@ void ModelRunner::make_inputs() {
   std::int32_t* host = host_inputs_.data();
   host_ = {host, host + rows, host + 2 * rows, host + 3 * rows, host + 4 * rows};
 
-  // Each slot owns its blocks for good.
   const std::int64_t slots = options_.max_num_seqs;
   const std::int64_t blocks = blocks_per_sequence(options_);
   std::vector<std::int32_t> table(static_cast<std::size_t>(slots * blocks));
-  std::iota(table.begin(), table.end(), 0);
+  if (options_.kv_blocks >= slots * blocks) std::iota(table.begin(), table.end(), 0);
   memory_.push_back(ops_.allocate(slots * blocks * bytes_of(DType::kI32)));
   block_table_ = Tensor(memory_.back().data(), DType::kI32, {slots, blocks});
   ops_.upload(block_table_, table.data());
+}
+
+void ModelRunner::set_blocks(std::int64_t slot, std::int64_t first,
+                             std::span<const std::int32_t> blocks) {
+  const auto count = static_cast<std::int64_t>(blocks.size());
+  QT_CHECK(slot >= 0 && slot < block_table_.dim(0), "no sequence slot {}", slot);
+  QT_CHECK(first >= 0 && first + count <= block_table_.dim(1),
+           "blocks [{}, {}) of a sequence of at most {}", first, first + count,
+           block_table_.dim(1));
+  for (const std::int32_t block : blocks)
+    QT_CHECK(block >= 0 && block < options_.kv_blocks, "block {} is outside [0, {})", block,
+             options_.kv_blocks);
+  if (count > 0) ops_.upload(block_table_[slot].rows(first, count), blocks.data());
 }
 
 void ModelRunner::make_outputs() {

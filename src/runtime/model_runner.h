@@ -42,10 +42,15 @@ class ModelRunner {
   /// appended at the same positions. Returns logits of all rows.
   std::span<const float> step_mtp(std::int64_t m, std::span<const std::int32_t> next_tokens);
 
+  /// Lets blocks first, first + 1, … of the sequence in `slot` be `blocks` of the pools. At start
+  /// every slot has blocks of its own if EngineOptions::kv_blocks is enough for that, else none.
+  void set_blocks(std::int64_t slot, std::int64_t first, std::span<const std::int32_t> blocks);
+
   /// Sends the operations of later steps through `observer`, a decorator of the runner's own Ops;
   /// null goes back to those.
   void observe(Ops* observer) { step_ops_ = observer != nullptr ? observer : &ops_; }
 
+  Ops& ops() const { return ops_; }
   const V4Config& config() const { return config_; }
   const EngineOptions& options() const { return options_; }
   const KvCache& cache() const { return *cache_; }

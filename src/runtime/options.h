@@ -11,7 +11,8 @@ namespace quatrain {
 struct EngineOptions {
   /// Positions per sequence; 0 takes the smaller of the checkpoint's maximum and kDefaultContext.
   std::int64_t max_model_len = 0;
-  std::int64_t max_num_seqs = 1;              ///< sequences held at once
+  std::int64_t max_num_seqs = 1;  ///< sequences held at once
+  std::int64_t kv_blocks = 0;     ///< of 128 tokens, for all sequences; 0: every one may be full
   std::int64_t max_num_batched_tokens = 512;  ///< rows of one step; longer prompts run in chunks
   std::int64_t max_logit_rows = 0;            ///< rows with logits in one step; 0: one per sequence
   bool mtp = false;                           ///< load the MTP block
