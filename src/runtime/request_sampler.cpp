@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/request_sampler.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/error.h"
+
+namespace quatrain {
+namespace {
+
+// 1 + the tokens before `token` in the sampler's order.
+std::int32_t rank_of(std::span<const float> logits, std::int32_t token) {
+  const float own = logits[static_cast<std::size_t>(token)];
+  std::int32_t rank = 1;
+  for (std::size_t id = 0; id < logits.size(); ++id)
+    if (logits[id] > own || (logits[id] == own && static_cast<std::int32_t>(id) < token)) ++rank;
+  return rank;
+}
+
+void add_alternatives(const SampleResult& result, std::vector<TokenLogprob>& out) {
+  std::int32_t rank = 0;
+  for (const ScoredToken& top : result.top) out.push_back({top.id, top.logprob, ++rank});
+}
+
+}  // namespace
+
+RequestSampler::RequestSampler(const EngineRequest& request, std::int64_t vocab_size,
+                               std::uint64_t seed)
+    : stop_tokens_(request.stop_tokens), prompt_logprobs_(request.prompt_logprobs) {
+  const RequestSampling& s = request.sampling;
+  for (const auto& [id, bias] : s.logit_bias) bias_.push_back({id, bias});
+  if (s.min_tokens < 0) fail("min_tokens: expected at least 0, found {}", s.min_tokens);
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  params_ = {.temperature = s.temperature,
+             .top_k = s.top_k,
+             .top_p = s.top_p,
+             .min_p = s.min_p,
+             .repetition_penalty = s.repetition_penalty,
+             .presence_penalty = s.presence_penalty,
+             .frequency_penalty = s.frequency_penalty,
+             .logit_bias = bias_,
+             .suppressed_ids = stop_tokens_,
+             .min_tokens = static_cast<std::int32_t>(std::min(s.min_tokens, kMost)),
+             .logprobs = s.logprobs,
+             .seed = s.seed.value_or(seed)};
+  params_.validate(static_cast<std::int32_t>(vocab_size));
+  if (prompt_logprobs_ < -1 || prompt_logprobs_ > kMaxLogprobs)
+    fail("prompt_logprobs: expected a number in [0, {}], or -1 for none, found {}", kMaxLogprobs,
+         prompt_logprobs_);
+}
+
+SampleStatus RequestSampler::draw(std::span<const float> logits,
+                                  std::span<const std::int32_t> tokens, std::int64_t prompt_size,
+                                  SamplerWorkspace& workspace, RequestEvent& event) {
+  const auto prompt = static_cast<std::size_t>(prompt_size);
+  if (params_.uses_counts()) {
+    TokenCounts counts;
+    if (counts_.empty()) {
+      counts_.resize(logits.size());
+      counts = TokenCounts(counts_);
+      counts.add_prompt(tokens.first(prompt));
+    } else {
+      counts = TokenCounts(counts_);
+      counts.add_output(tokens.back());
+    }
+  }
+  const SampleResult result =
+      sample({.logits = logits,
+              .counts = counts_,
+              .position = tokens.size(),
+              .output_length = static_cast<std::int32_t>(tokens.size() - prompt)},
+             params_, workspace);
+  if (result.status != SampleStatus::kOk) return result.status;
+  event.token = result.token;
+  if (params_.logprobs >= 0) {
+    event.logprob = result.logprob;
+    event.rank = rank_of(logits, result.token);
+    add_alternatives(result, event.alternatives);
+  }
+  return result.status;
+}
+
+std::vector<TokenLogprob> RequestSampler::score_prompt(std::span<const float> logits,
+                                                       std::int32_t token,
+                                                       SamplerWorkspace& workspace) const {
+  const SampleResult result = score(logits, token, prompt_logprobs_, workspace);
+  if (result.status != SampleStatus::kOk) return {};
+  std::vector<TokenLogprob> out{{token, result.logprob, rank_of(logits, token)}};
+  add_alternatives(result, out);
+  return out;
+}
+
+}  // namespace quatrain
