@@ -110,13 +110,12 @@ class Chat {
     try {
       const std::vector<std::int32_t> prompt = encode_chat(tokenizer_, messages_, options_);
       const InterruptGuard interrupt;
-      const TextResult result =
-          generate_text(session_, engine_.config(), tokenizer_, flags_.sampling, prompt,
-                        [&](const std::string& piece) {
-                          std::fwrite(piece.data(), 1, piece.size(), stdout);
-                          std::fflush(stdout);
-                          return !interrupt.seen();
-                        });
+      const TextResult result = generate_text(session_, tokenizer_, flags_.sampling, prompt,
+                                              [&](const std::string& piece) {
+                                                std::fwrite(piece.data(), 1, piece.size(), stdout);
+                                                std::fflush(stdout);
+                                                return !interrupt.seen();
+                                              });
       std::fputc('\n', stdout);
       std::fflush(stdout);
       fmt::print(stderr, "[{}]\n", describe(result));

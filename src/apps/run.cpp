@@ -45,12 +45,12 @@ void run(RunFlags& flags) {
   if (flags.echo) std::fwrite(text.data(), 1, text.size(), stdout);
   Session session(engine.runner());
   const InterruptGuard interrupt;
-  const TextResult result = generate_text(session, engine.config(), tokenizer, flags.sampling,
-                                          prompt, [&](const std::string& piece) {
-                                            std::fwrite(piece.data(), 1, piece.size(), stdout);
-                                            std::fflush(stdout);
-                                            return !interrupt.seen();
-                                          });
+  const TextResult result =
+      generate_text(session, tokenizer, flags.sampling, prompt, [&](const std::string& piece) {
+        std::fwrite(piece.data(), 1, piece.size(), stdout);
+        std::fflush(stdout);
+        return !interrupt.seen();
+      });
   std::fputc('\n', stdout);
   std::fflush(stdout);
   fmt::print(stderr, "{} · seed {}\n", describe(result), flags.sampling.seed);

@@ -73,8 +73,8 @@ void SamplingFlags::resolve(const V4Config& config, const Tokenizer& tokenizer) 
   params.validate(static_cast<std::int32_t>(config.vocab_size));
 }
 
-TextResult generate_text(Session& session, const V4Config& config, const Tokenizer& tokenizer,
-                         const SamplingFlags& flags, std::span<const std::int32_t> prompt,
+TextResult generate_text(Session& session, const Tokenizer& tokenizer, const SamplingFlags& flags,
+                         std::span<const std::int32_t> prompt,
                          const std::function<bool(const std::string&)>& on_text,
                          const std::function<void(const SampleResult&)>& on_token) {
   if (static_cast<std::int64_t>(prompt.size()) > session.capacity())
@@ -91,7 +91,7 @@ TextResult generate_text(Session& session, const V4Config& config, const Tokeniz
                                   .sampling = flags.params,
                                   .max_tokens = flags.max_tokens,
                                   .stop_tokens = flags.stop_tokens};
-  result.stats = generate(session, config, request, [&](const SampleResult& token) {
+  result.stats = generate(session, request, [&](const SampleResult& token) {
     if (on_token) on_token(token);
     return show(matcher.feed(decoder.feed(token.token))) && !matcher.stopped();
   });

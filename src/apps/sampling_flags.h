@@ -43,8 +43,8 @@ struct TextResult {
 
 /// Generates text: token ids → UTF-8 that is never cut → stop strings held back. `on_text` gets
 /// each piece that is safe to show and ends the run by returning false.
-TextResult generate_text(Session& session, const V4Config& config, const Tokenizer& tokenizer,
-                         const SamplingFlags& flags, std::span<const std::int32_t> prompt,
+TextResult generate_text(Session& session, const Tokenizer& tokenizer, const SamplingFlags& flags,
+                         std::span<const std::int32_t> prompt,
                          const std::function<bool(const std::string&)>& on_text,
                          const std::function<void(const SampleResult&)>& on_token = {});
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/step_guard.h"
+#include "ops/slot_sampling.h"
 
 namespace quatrain {
 namespace {
@@ -168,6 +169,15 @@ void check_shapes(const op::GatherRows& a) {
 
 void check_shapes(const op::AddToStreams& a) {
   expect(a.kName, "e", a.e, {a.streams.dim(0), a.streams.dim(2)});
+}
+
+void check_shapes(const op::Sample& a) {
+  const std::int64_t rows = a.logits.dim(0), slots = a.params.dim(0);
+  expect(a.kName, "slots", a.slots, {rows});
+  expect(a.kName, "positions", a.positions, {rows});
+  expect(a.kName, "params", a.params, {slots, sizeof(SlotSampling)});
+  expect(a.kName, "counts", a.counts, {slots, a.logits.dim(1)});
+  expect(a.kName, "results", a.results, {rows, sizeof(SampledRow)});
 }
 
 void CheckOps::after(const OpCall& call) {

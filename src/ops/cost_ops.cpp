@@ -120,4 +120,9 @@ OpCost cost_of(const op::AddToStreams& a, std::int64_t) {
   return {.bytes = bytes({a.e, a.streams, a.streams}), .flops = elements(a.streams)};
 }
 
+OpCost cost_of(const op::Sample& a, std::int64_t) {
+  // A weight is a polynomial of degree 12.
+  return {.bytes = bytes({a.logits, a.results}), .flops = 30 * elements(a.logits)};
+}
+
 }  // namespace quatrain

@@ -58,6 +58,11 @@ class Interceptor : public Ops {
   void download(void* host, const Tensor& device) override { inner_.download(host, device); }
   void zero(const Tensor& device) override { inner_.zero(device); }
   void copy(const Tensor& to, const Tensor& from) override { inner_.copy(to, from); }
+  Buffer allocate_host(std::int64_t bytes) override { return inner_.allocate_host(bytes); }
+  void start_download(void* host, const Tensor& device) override {
+    inner_.start_download(host, device);
+  }
+  void wait() override { inner_.wait(); }
   std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override {
     return inner_.pack_linear(w);
   }

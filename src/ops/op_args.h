@@ -353,5 +353,22 @@ struct AddToStreams {
   }
 };
 
+// Draws a token from each row of logits as sampling.h defines it, with the parameters of the row's
+// slot, and counts it for the penalties. Everything but `logits` is plain bytes or integers.
+struct Sample {
+  static constexpr const char* kName = "sample";
+  Tensor logits;     // F32 [n, V]
+  Tensor slots;      // I32 [n] distinct, or −1: nothing is drawn, and the result is left alone
+  Tensor positions;  // I32 [n] of the new token in its sequence
+  Tensor params;     // U8 [slots, sizeof(SlotSampling)]
+  Tensor counts;     // I32 [slots, V] of TokenCounts
+  Tensor results;    // U8 [n, sizeof(SampledRow)]
+  template <class F>
+  void fields(F&& f) const {
+    f.in("logits", logits);
+    f.out("results", results);
+  }
+};
+
 }  // namespace op
 }  // namespace quatrain

@@ -33,7 +33,8 @@
   X(SwiGlu, swiglu)                \
   X(Experts, experts)              \
   X(GatherRows, gather_rows)       \
-  X(AddToStreams, add_to_streams)
+  X(AddToStreams, add_to_streams)  \
+  X(Sample, sample)
 
 namespace quatrain {
 
@@ -48,6 +49,7 @@ struct StepLimits {
   std::int64_t intermediate_size = 0;  ///< I
   std::int64_t window = 0;
   std::int64_t index_topk = 0;
+  std::int64_t vocab_size = 0;  ///< V; 0 where nothing is sampled
 };
 
 class Ops {
@@ -66,6 +68,13 @@ class Ops {
   virtual void zero(const Tensor& device) = 0;
   /// Copies the contents of one view on the device to another of as many bytes.
   virtual void copy(const Tensor& to, const Tensor& from) = 0;
+
+  /// Host memory that the device copies to and from without the host's help.
+  virtual Buffer allocate_host(std::int64_t bytes) { return allocate(bytes); }
+  /// Issues a download to memory from allocate_host(), which holds the bytes after wait().
+  virtual void start_download(void* host, const Tensor& device) { download(host, device); }
+  /// Waits for everything issued so far.
+  virtual void wait() {}
 
   // ---- load time ----
   virtual std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) = 0;

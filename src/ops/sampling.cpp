@@ -31,14 +31,9 @@ void check_id(std::string_view field, std::int32_t id, std::int32_t vocab_size) 
 
 // ---- Steps 1 to 4 ----
 
-/// True when no logit is NaN or +inf; -inf is a mask.
 bool all_usable(std::span<const float> logits) {
   std::uint32_t bad = 0;
-  for (const float logit : logits) {
-    const std::uint32_t bits = bits_from_float(logit);
-    bad |= static_cast<std::uint32_t>((bits & 0x7FFFFFFFu) >= 0x7F800000u) &
-           static_cast<std::uint32_t>(bits != 0xFF800000u);
-  }
+  for (const float logit : logits) bad |= static_cast<std::uint32_t>(is_unusable_logit(logit));
   return bad == 0;
 }
 
@@ -76,16 +71,13 @@ std::span<const float> adjusted_logits(const SampleRow& row, const SamplingParam
 
 /// A token as an integer that sorts by descending logit, then ascending id.
 std::uint64_t token_key(float logit, std::size_t id) {
-  const std::uint32_t bits = bits_from_float(logit + 0.0f);  // -0 becomes +0: they are equal
-  const std::uint32_t descending = bits >> 31 != 0 ? bits : ~bits & 0x7FFFFFFFu;
-  return std::uint64_t{descending} << 32 | id;
+  return std::uint64_t{descending_bits(logit)} << 32 | id;
 }
 
 std::int32_t key_id(std::uint64_t key) { return static_cast<std::int32_t>(key & 0xFFFFFFFFu); }
 
 float key_logit(std::uint64_t key) {
-  const auto descending = static_cast<std::uint32_t>(key >> 32);
-  return float_from_bits(descending >> 31 != 0 ? descending : ~descending & 0x7FFFFFFFu);
+  return logit_from_descending(static_cast<std::uint32_t>(key >> 32));
 }
 
 std::uint64_t first_key(std::span<const float> logits) {
@@ -201,28 +193,26 @@ std::int32_t draw(std::span<const float> logits, float largest, const SamplingPa
   return key_id(tokens[rank]);
 }
 
-// ---- Log-probabilities ----
+// ---- What log-probabilities are made of ----
 
-void add_logprobs(std::span<const float> logits, std::int32_t count, SamplerWorkspace& workspace,
-                  SampleResult& result) {
-  const float largest = key_logit(first_key(logits));
-  const Weigher weigh(largest, 1.0f);
-  std::uint64_t total = 0;
-  for (const float logit : logits) total += weigh(logit);
-  const double log_total = std::log(static_cast<double>(total) / static_cast<double>(kUnitWeight));
-  const auto logprob = [&](float logit) {
-    const double value = (static_cast<double>(logit) - largest) - log_total;
-    return static_cast<float>(std::max(value, static_cast<double>(kMinLogprob)));
-  };
-
-  result.logprob = logprob(logits[result.token]);
-  OrderedTokens tokens(logits, workspace.keys);
-  const std::size_t n_top = std::min(static_cast<std::size_t>(count), workspace.top.size());
-  for (std::size_t rank = 0; rank < n_top; ++rank) {
-    const std::uint64_t key = tokens[rank];
-    workspace.top[rank] = {.id = key_id(key), .logprob = logprob(key_logit(key))};
+void add_ranks(std::span<const float> logits, std::int32_t count, SamplerWorkspace& workspace,
+               SampledRow& result) {
+  result.largest = key_logit(first_key(logits));
+  const Weigher weigh(result.largest, 1.0f);
+  const std::uint64_t chosen = token_key(logits[result.token], result.token);
+  result.rank = 1;
+  for (std::size_t id = 0; id < logits.size(); ++id) {
+    result.total += weigh(logits[id]);
+    result.rank += static_cast<std::int32_t>(token_key(logits[id], id) < chosen);
   }
-  result.top = std::span<const ScoredToken>(workspace.top).first(n_top);
+  result.logit = key_logit(chosen);
+  OrderedTokens tokens(logits, workspace.keys);
+  result.top_count = std::min(count, static_cast<std::int32_t>(logits.size()));
+  for (std::int32_t rank = 0; rank < result.top_count; ++rank) {
+    const std::uint64_t key = tokens[static_cast<std::size_t>(rank)];
+    result.top_ids[rank] = key_id(key);
+    result.top_logits[rank] = key_logit(key);
+  }
 }
 
 }  // namespace
@@ -237,6 +227,11 @@ void SamplingParams::validate(std::int32_t vocab_size) const {
   check_range("repetition_penalty", repetition_penalty, 0.01f, 100.0f);
   check_range("presence_penalty", presence_penalty, -2.0f, 2.0f);
   check_range("frequency_penalty", frequency_penalty, -2.0f, 2.0f);
+  if (logit_bias.size() > kMaxBiases)
+    fail("logit_bias: expected at most {} entries, found {}", kMaxBiases, logit_bias.size());
+  if (suppressed_ids.size() > kMaxSuppressed)
+    fail("suppressed_ids: expected at most {} entries, found {}", kMaxSuppressed,
+         suppressed_ids.size());
   for (const TokenBias& entry : logit_bias) {
     check_id("logit_bias", entry.id, vocab_size);
     check_range("logit_bias", entry.bias, -100.0f, 100.0f);
@@ -269,16 +264,16 @@ SamplerWorkspace::SamplerWorkspace(std::int32_t vocab_size) {
   }
   logits.resize(vocab_size);
   keys.resize(vocab_size);
-  top.resize(std::min(vocab_size, kMaxLogprobs));
+  top.resize(kMaxLogprobs);
 }
 
-SampleResult sample_with(const SampleRow& row, const SamplingParams& params, std::uint64_t random,
-                         SamplerWorkspace& workspace) {
+SampledRow sample_row(const SampleRow& row, const SamplingParams& params, std::uint64_t random,
+                      SamplerWorkspace& workspace) {
   QT_CHECK_EQ(row.logits.size(), workspace.keys.size(), "logits of a row to sample");
   if (params.uses_counts()) {
     QT_CHECK_EQ(row.counts.size(), workspace.keys.size(), "token counts of a row to sample");
   }
-  SampleResult result;
+  SampledRow result;
   const auto refuse = [&](SampleStatus status) {
     result.status = status;
     return result;
@@ -293,8 +288,33 @@ SampleResult sample_with(const SampleRow& row, const SamplingParams& params, std
 
   result.token =
       params.temperature == 0.0f ? key_id(first) : draw(logits, largest, params, random, workspace);
-  if (params.logprobs >= 0) add_logprobs(row.logits, params.logprobs, workspace, result);
+  if (params.logprobs >= 0) add_ranks(row.logits, params.logprobs, workspace, result);
   return result;
+}
+
+SampleResult finish_sample(const SampledRow& row, std::span<RankedToken> top) {
+  SampleResult result;
+  result.status = row.status;
+  result.token = row.token;
+  result.rank = row.rank;
+  if (row.total == 0) return result;
+  const double log_total =
+      std::log(static_cast<double>(row.total) / static_cast<double>(kUnitWeight));
+  const auto logprob = [&](float logit) {
+    const double value = (static_cast<double>(logit) - row.largest) - log_total;
+    return static_cast<float>(std::max(value, static_cast<double>(kMinLogprob)));
+  };
+  result.logprob = logprob(row.logit);
+  for (std::int32_t i = 0; i < row.top_count; ++i)
+    top[static_cast<std::size_t>(i)] = {.id = row.top_ids[i],
+                                        .logprob = logprob(row.top_logits[i])};
+  result.top = top.first(static_cast<std::size_t>(row.top_count));
+  return result;
+}
+
+SampleResult sample_with(const SampleRow& row, const SamplingParams& params, std::uint64_t random,
+                         SamplerWorkspace& workspace) {
+  return finish_sample(sample_row(row, params, random, workspace), workspace.top);
 }
 
 SampleResult sample(const SampleRow& row, const SamplingParams& params,
@@ -306,16 +326,15 @@ SampleResult score(std::span<const float> logits, std::int32_t token, std::int32
                    SamplerWorkspace& workspace) {
   QT_CHECK_EQ(logits.size(), workspace.keys.size(), "logits of a row to score");
   check_id("token to score", token, static_cast<std::int32_t>(logits.size()));
-  SampleResult result;
-  result.token = token;
+  SampledRow result;
   // A row of nothing but masks has no probabilities either.
   if (!all_usable(logits) || key_logit(first_key(logits)) == -kInfinity) {
     result.status = SampleStatus::kNonFinite;
-    result.token = -1;
-    return result;
+  } else {
+    result.token = token;
+    add_ranks(logits, count, workspace, result);
   }
-  add_logprobs(logits, count, workspace, result);
-  return result;
+  return finish_sample(result, workspace.top);
 }
 
 }  // namespace quatrain

@@ -116,12 +116,33 @@ QT_HOST_DEVICE inline std::uint64_t softmax_weight(double x) {
   return bits_from_double(units + kRoundUnits) - bits_from_double(kRoundUnits);
 }
 
+// ---- Order ----
+
+/// A logit as an integer that sorts by descending logit; -0 and +0 are equal.
+QT_HOST_DEVICE inline std::uint32_t descending_bits(float logit) {
+  const std::uint32_t bits = bits_from_float(logit + 0.0f);  // -0 becomes +0
+  return bits >> 31 != 0 ? bits : ~bits & 0x7FFFFFFFu;
+}
+
+QT_HOST_DEVICE inline float logit_from_descending(std::uint32_t descending) {
+  return float_from_bits(descending >> 31 != 0 ? descending : ~descending & 0x7FFFFFFFu);
+}
+
+/// NaN or +inf. -inf is a mask.
+QT_HOST_DEVICE inline bool is_unusable_logit(float logit) {
+  const std::uint32_t bits = bits_from_float(logit);
+  return (bits & 0x7FFFFFFFu) >= 0x7F800000u && bits != 0xFF800000u;
+}
+
 // ---- Parameters and results ----
 
 struct TokenBias {
   std::int32_t id;
   float bias;
 };
+
+inline constexpr std::int32_t kMaxBiases = 1024;
+inline constexpr std::int32_t kMaxSuppressed = 128;
 
 /// What a request asks of the sampler. The spans are the caller's and must outlive every use.
 struct SamplingParams {
@@ -132,8 +153,9 @@ struct SamplingParams {
   float repetition_penalty = 1.0f;                    // [0.01, 100]
   float presence_penalty = 0.0f;                      // [-2, 2]
   float frequency_penalty = 0.0f;                     // [-2, 2]
-  std::span<const TokenBias> logit_bias = {};         // each in [-100, 100]; of one id, they add up
-  std::span<const std::int32_t> suppressed_ids = {};  // not drawn before min_tokens are out
+  std::span<const TokenBias> logit_bias = {};         // ≤ kMaxBiases, each in [-100, 100]; of one
+                                                      // id, they are added in order
+  std::span<const std::int32_t> suppressed_ids = {};  // ≤ kMaxSuppressed, until min_tokens are out
   std::int32_t min_tokens = 0;                        // ≥ 0
   std::int32_t logprobs = -1;                         // top ones wanted, 0…20; -1: none at all
   std::uint64_t seed = 0;
@@ -175,28 +197,46 @@ struct SampleRow {
   std::int32_t output_length = 0;              // tokens put out before this one
 };
 
-enum class SampleStatus {
+enum class SampleStatus : std::int32_t {
   kOk,
   kNonFinite,    // a NaN or +inf among the logits: the row is worthless, end its request
   kNoCandidate,  // every token is masked or suppressed
 };
 
-struct ScoredToken {
+struct RankedToken {
   std::int32_t id = -1;
   float logprob = 0.0f;
 };
 
-/// Log-probabilities are those of log_softmax over the row as given, before step 1, and are never
-/// below kMinLogprob. They are set only when asked for.
+/// Log-probabilities and ranks are those of log_softmax over the row as given, before step 1; a
+/// log-probability is never below kMinLogprob. They are set only when asked for.
 struct SampleResult {
   SampleStatus status = SampleStatus::kOk;
   std::int32_t token = -1;           // -1 unless the status is kOk
   float logprob = 0.0f;              // of `token`
-  std::span<const ScoredToken> top;  // [≤ logprobs] in order, in the workspace until its next use
+  std::int32_t rank = 0;             // of `token`, 1 for the first in order
+  std::span<const RankedToken> top;  // [≤ logprobs] in order, in the workspace until its next use
 };
 
 inline constexpr float kMinLogprob = -9999.0f;
 inline constexpr std::int32_t kMaxLogprobs = 20;
+
+/// A result before the logarithms, in integers and logits as they were: what a device computes and
+/// copies back, the same bits on each. Fields after `token` are set only with logprobs ≥ 0.
+struct SampledRow {
+  SampleStatus status = SampleStatus::kOk;
+  std::int32_t token = -1;
+  std::uint64_t total = 0;     // weights of the row at temperature 1, together
+  float largest = 0.0f;        // logit of the row
+  float logit = 0.0f;          // of `token`
+  std::int32_t rank = 0;       // of `token`
+  std::int32_t top_count = 0;  // entries of the arrays that are set
+  std::int32_t top_ids[kMaxLogprobs] = {};
+  float top_logits[kMaxLogprobs] = {};
+};
+
+/// Takes the logarithms. `top` is where the result's list is kept: at least top_count entries.
+[[nodiscard]] SampleResult finish_sample(const SampledRow& row, std::span<RankedToken> top);
 
 /// The scratch of one call, made once; calls that share one must not overlap.
 struct SamplerWorkspace {
@@ -205,7 +245,7 @@ struct SamplerWorkspace {
 
   std::vector<float> logits;        // [vocab_size] after steps 1 to 4
   std::vector<std::uint64_t> keys;  // [vocab_size] tokens as sortable keys
-  std::vector<ScoredToken> top;     // [min(vocab_size, kMaxLogprobs)]
+  std::vector<RankedToken> top;     // [kMaxLogprobs]
 };
 
 /// Draws the token at row.position. `params` must have passed validate() for this vocabulary.
@@ -213,7 +253,11 @@ struct SamplerWorkspace {
 [[nodiscard]] SampleResult sample(const SampleRow& row, const SamplingParams& params,
                                   SamplerWorkspace& workspace);
 
-/// The same with the random bits given: 0 draws the first token in order, 2^64 - 1 the last kept.
+/// The same without the logarithms.
+[[nodiscard]] SampledRow sample_row(const SampleRow& row, const SamplingParams& params,
+                                    std::uint64_t random, SamplerWorkspace& workspace);
+
+/// sample() with the random bits given: 0 draws the first token in order, 2^64 - 1 the last kept.
 [[nodiscard]] SampleResult sample_with(const SampleRow& row, const SamplingParams& params,
                                        std::uint64_t random, SamplerWorkspace& workspace);
 

@@ -41,8 +41,8 @@ struct GenerationStats {
 };
 
 /// Runs the request in `session`. `on_token` gets each sampled token, stop tokens excepted, and
-/// ends the generation by returning false; the workspace of its result is reused by the next token.
-GenerationStats generate(Session& session, const V4Config& config, const GenerationRequest& request,
+/// ends the generation by returning false; the lists in its result are valid until the next token.
+GenerationStats generate(Session& session, const GenerationRequest& request,
                          const std::function<bool(const SampleResult&)>& on_token,
                          const std::function<bool(std::int64_t)>& on_prompt = {});
 

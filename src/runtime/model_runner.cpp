@@ -18,6 +18,13 @@ constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // rows of a pool st
 
 }  // namespace
 
+std::vector<std::int64_t> decode_buckets(std::int64_t most) {
+  std::vector<std::int64_t> rows;
+  for (std::int64_t n = 1; n < most; n += n < 8 ? n : 8) rows.push_back(n);
+  rows.push_back(most);
+  return rows;
+}
+
 void EngineOptions::resolve(const V4Config& config) {
   if (max_model_len == 0) max_model_len = std::min(config.max_positions, kDefaultContext);
   if (max_logit_rows == 0) max_logit_rows = max_num_seqs;
@@ -61,7 +68,8 @@ ModelRunner::ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOp
                 .hidden_size = config_.hidden_size,
                 .intermediate_size = config_.moe_intermediate_size,
                 .window = config_.sliding_window,
-                .index_topk = config_.index_topk});
+                .index_topk = config_.index_topk,
+                .vocab_size = config_.vocab_size});
 
   make_inputs();
   make_outputs();
@@ -70,21 +78,12 @@ ModelRunner::ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOp
   if (options_.record && ops_.can_record()) record_decode_steps();
 }
 
-// token_ids, positions, slots, first_rows [rows each] and logit_rows in one array, so that a step
-// is one copy.
 void ModelRunner::make_inputs() {
   const std::int64_t rows = options_.max_num_batched_tokens;
-  const std::int64_t total = 4 * rows + options_.max_logit_rows;
+  const std::int64_t total = 4 * rows + 3 * options_.max_logit_rows;
   host_inputs_.assign(static_cast<std::size_t>(total), 0);
-  memory_.push_back(ops_.allocate(total * bytes_of(DType::kI32)));
-  inputs_ = Tensor(memory_.back().data(), DType::kI32, {total});
-  token_ids_ = inputs_.rows(0, rows);
-  positions_ = inputs_.rows(rows, rows);
-  slots_ = inputs_.rows(2 * rows, rows);
-  first_rows_ = inputs_.rows(3 * rows, rows);
-  logit_rows_ = inputs_.rows(4 * rows, options_.max_logit_rows);
-  std::int32_t* host = host_inputs_.data();
-  host_ = {host, host + rows, host + 2 * rows, host + 3 * rows, host + 4 * rows};
+  input_memory_ = ops_.allocate(total * bytes_of(DType::kI32));
+  lay_out(rows, options_.max_logit_rows);
 
   const std::int64_t slots = options_.max_num_seqs;
   const std::int64_t blocks = blocks_per_sequence(options_);
@@ -108,32 +107,55 @@ void ModelRunner::set_blocks(std::int64_t slot, std::int64_t first,
   if (count > 0) ops_.upload(block_table_[slot].rows(first, count), blocks.data());
 }
 
+// Arrays of `rows` and `wanted` entries one behind the other.
+void ModelRunner::lay_out(std::int64_t rows, std::int64_t wanted) {
+  inputs_ = Tensor(input_memory_.data(), DType::kI32, {4 * rows + 3 * wanted});
+  std::int64_t begin = 0;
+  const auto take = [&](Tensor& tensor, std::int32_t*& host, std::int64_t count) {
+    tensor = inputs_.rows(begin, count);
+    host = host_inputs_.data() + begin;
+    begin += count;
+  };
+  take(token_ids_, host_.token_ids, rows);
+  take(positions_, host_.positions, rows);
+  take(slots_, host_.slots, rows);
+  take(first_rows_, host_.first_rows, rows);
+  take(logit_rows_, host_.logit_rows, wanted);
+  take(sample_slots_, host_.sample_slots, wanted);
+  take(sample_positions_, host_.sample_positions, wanted);
+}
+
 void ModelRunner::make_outputs() {
   const std::int64_t rows = options_.max_num_batched_tokens;
   const DType type = ops_.activation_dtype();
   const std::int64_t width = config_.hc_mult * config_.hidden_size;
   memory_.push_back(ops_.allocate(rows * width * bytes_of(type)));
   streams_ = Tensor(memory_.back().data(), type, {rows, config_.hc_mult, config_.hidden_size});
-  host_logits_.resize(static_cast<std::size_t>(options_.max_logit_rows * config_.vocab_size));
-  memory_.push_back(ops_.allocate(static_cast<std::int64_t>(host_logits_.size() * sizeof(float))));
+  const std::int64_t logit_bytes =
+      options_.max_logit_rows * config_.vocab_size * bytes_of(DType::kF32);
+  host_logits_ = ops_.allocate_host(logit_bytes);
+  memory_.push_back(ops_.allocate(logit_bytes));
   logits_ =
       Tensor(memory_.back().data(), DType::kF32, {options_.max_logit_rows, config_.vocab_size});
+  sampler_ = std::make_unique<SlotSampler>(ops_, config_.vocab_size, options_.max_num_seqs);
 }
 
-// A decode step's shape depends on its padded row count alone, so one recording per power of two
-// serves every batch.
+// A decode step's shape depends on its padded row count alone, so a recording per count serves
+// every batch.
 void ModelRunner::record_decode_steps() {
   const std::int64_t most =
       std::min({options_.max_num_seqs, options_.max_num_batched_tokens, options_.max_logit_rows});
-  std::int64_t rows = 1;
-  for (;; rows *= 2) {
-    rows = std::min(rows, most);
+  for (const std::int64_t rows : decode_buckets(most)) {
+    lay_out(rows, rows);
     rows_ = wanted_rows_ = 0;
     pad_rows(rows);
     ops_.upload(inputs_, host_inputs_.data());
-    run_forward(ops_, rows, rows);  // once eagerly: sets up what recording may not
-    decode_steps_.push_back({rows, ops_.record([&] { run_forward(ops_, rows, rows); })});
-    if (rows == most) return;
+    const auto body = [&] {
+      run_forward(ops_, rows, rows);
+      issue_sampling(ops_, rows);
+    };
+    body();  // once eagerly: sets up what recording may not
+    decode_steps_.push_back({rows, ops_.record(body)});
   }
 }
 
@@ -187,7 +209,19 @@ bool ModelRunner::is_decode(std::span<const SequenceChunk> chunks) const {
          });
 }
 
-void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks) {
+// Rows of the chunks, then inert ones up to `padded`, if that is more.
+void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded,
+                            bool sampled) {
+  std::int64_t rows = 0, wanted = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    const auto n = static_cast<std::int64_t>(chunk.tokens.size());
+    rows += n;
+    if (chunk.logits != LogitRows::kNone && n > 0)
+      wanted += chunk.logits == LogitRows::kAll ? n : 1;
+  }
+  if (wanted > options_.max_logit_rows)
+    fail("{} rows of logits were asked for, room was made for {}", wanted, options_.max_logit_rows);
+  lay_out(std::max(rows, padded), std::max(wanted, padded));
   rows_ = wanted_rows_ = 0;
   for (const SequenceChunk& chunk : chunks) {
     const std::int64_t first = rows_;
@@ -199,15 +233,16 @@ void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks) {
       host_.first_rows[rows_] = static_cast<std::int32_t>(first);
       if (chunk.logits == LogitRows::kNone || (chunk.logits == LogitRows::kLast && i + 1 < n))
         continue;
-      if (wanted_rows_ == options_.max_logit_rows)
-        fail("more rows of logits were asked for than the {} that room was made for",
-             options_.max_logit_rows);
-      host_.logit_rows[wanted_rows_++] = static_cast<std::int32_t>(rows_);
+      host_.logit_rows[wanted_rows_] = static_cast<std::int32_t>(rows_);
+      host_.sample_slots[wanted_rows_] = sampled ? static_cast<std::int32_t>(chunk.slot) : -1;
+      host_.sample_positions[wanted_rows_] = static_cast<std::int32_t>(chunk.position + i + 1);
+      ++wanted_rows_;
     }
   }
+  pad_rows(padded);
 }
 
-// Appends inert rows up to `rows`, each with logits of its own.
+// Appends inert rows up to `rows`, each with logits of its own that nobody samples.
 void ModelRunner::pad_rows(std::int64_t rows) {
   for (std::int64_t r = rows_; r < rows; ++r) {
     host_.token_ids[r] = 0;
@@ -215,6 +250,8 @@ void ModelRunner::pad_rows(std::int64_t rows) {
     host_.slots[r] = -1;
     host_.first_rows[r] = static_cast<std::int32_t>(r);
     host_.logit_rows[r] = static_cast<std::int32_t>(r);
+    host_.sample_slots[r] = -1;
+    host_.sample_positions[r] = 0;
   }
 }
 
@@ -223,23 +260,55 @@ void ModelRunner::run_forward(Ops& ops, std::int64_t rows, std::int64_t wanted) 
                   logit_rows_.rows(0, wanted), logits_.rows(0, wanted));
 }
 
-std::span<const float> ModelRunner::step(std::span<const SequenceChunk> chunks) {
-  check(chunks);
-  fill_rows(chunks);
-  const StepGuard guard(options_.guard ? "step" : nullptr);
+void ModelRunner::issue_sampling(Ops& ops, std::int64_t rows) {
+  sampler_->issue(ops, logits_.rows(0, rows), sample_slots_.rows(0, rows),
+                  sample_positions_.rows(0, rows));
+}
+
+void ModelRunner::issue_step(std::span<const SequenceChunk> chunks, bool sampled) {
   if (is_decode(chunks)) {
-    const auto step = std::ranges::find_if(
-        decode_steps_, [&](const DecodeStep& decode) { return decode.rows >= rows_; });
-    pad_rows(step->rows);
+    const auto step = std::ranges::find_if(decode_steps_, [&](const DecodeStep& decode) {
+      return decode.rows >= static_cast<std::int64_t>(chunks.size());
+    });
+    fill_rows(chunks, step->rows, sampled);
     ops_.upload(inputs_, host_inputs_.data());
     step->recording->replay();
-  } else {
-    ops_.upload(inputs_, host_inputs_.data());
-    GuardOps ops(*step_ops_);
-    run_forward(ops, rows_, wanted_rows_);
+    return;
   }
-  if (wanted_rows_ > 0) ops_.download(host_logits_.data(), logits_.rows(0, wanted_rows_));
-  return std::span(host_logits_).first(static_cast<std::size_t>(wanted_rows_ * config_.vocab_size));
+  fill_rows(chunks, 0, sampled);
+  ops_.upload(inputs_, host_inputs_.data());
+  GuardOps ops(*step_ops_);
+  run_forward(ops, rows_, wanted_rows_);
+  if (sampled && wanted_rows_ > 0) issue_sampling(ops, wanted_rows_);
+}
+
+std::span<const float> ModelRunner::step(std::span<const SequenceChunk> chunks) {
+  check(chunks);
+  {
+    const StepGuard guard(options_.guard ? "step" : nullptr);
+    issue_step(chunks, false);
+    if (wanted_rows_ > 0) ops_.start_download(host_logits_.data(), logits_.rows(0, wanted_rows_));
+  }
+  ops_.wait();
+  return host_logits(wanted_rows_);
+}
+
+std::span<const SampleResult> ModelRunner::step_sampled(std::span<const SequenceChunk> chunks) {
+  check(chunks);
+  if (std::ranges::count(chunks, LogitRows::kAll, &SequenceChunk::logits) > 0)
+    fail("a step samples the last row of a chunk only, all its logits were asked for");
+  {
+    const StepGuard guard(options_.guard ? "step" : nullptr);
+    issue_step(chunks, true);
+    if (wanted_rows_ > 0) sampler_->start_download(wanted_rows_);
+  }
+  ops_.wait();
+  return sampler_->finish(wanted_rows_);
+}
+
+std::span<const float> ModelRunner::host_logits(std::int64_t rows) const {
+  return {static_cast<const float*>(host_logits_.data()),
+          static_cast<std::size_t>(rows * config_.vocab_size)};
 }
 
 std::span<const float> ModelRunner::step_mtp(std::int64_t m,
@@ -249,18 +318,22 @@ std::span<const float> ModelRunner::step_mtp(std::int64_t m,
   QT_CHECK(rows_ <= options_.max_logit_rows, "MTP logits of {} rows, room was made for {}", rows_,
            options_.max_logit_rows);
   QT_CHECK(m >= 0 && m < static_cast<std::int64_t>(weights_.mtp.size()), "no MTP block {}", m);
-  const StepGuard guard(options_.guard ? "mtp step" : nullptr);
-  for (std::int64_t r = 0; r < rows_; ++r) {
-    host_.token_ids[r] = next_tokens[static_cast<std::size_t>(r)];
-    host_.logit_rows[r] = static_cast<std::int32_t>(r);
-  }
-  ops_.upload(inputs_, host_inputs_.data());
   const Tensor logits = logits_.rows(0, rows_);
-  GuardOps ops(*step_ops_);
-  model_->forward_mtp(ops, *arena_, batch(rows_), *cache_, m, streams_.rows(0, rows_),
-                      logit_rows_.rows(0, rows_), logits);
-  ops_.download(host_logits_.data(), logits);
-  return std::span(host_logits_).first(static_cast<std::size_t>(rows_ * config_.vocab_size));
+  {
+    const StepGuard guard(options_.guard ? "mtp step" : nullptr);
+    lay_out(token_ids_.dim(0), rows_);
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      host_.token_ids[r] = next_tokens[static_cast<std::size_t>(r)];
+      host_.logit_rows[r] = static_cast<std::int32_t>(r);
+    }
+    ops_.upload(inputs_, host_inputs_.data());
+    GuardOps ops(*step_ops_);
+    model_->forward_mtp(ops, *arena_, batch(rows_), *cache_, m, streams_.rows(0, rows_),
+                        logit_rows_, logits);
+    ops_.start_download(host_logits_.data(), logits);
+  }
+  ops_.wait();
+  return host_logits(rows_);
 }
 
 }  // namespace quatrain

@@ -13,6 +13,7 @@
 #include "core/arena.h"
 #include "ops/guard_ops.h"
 #include "runtime/options.h"
+#include "runtime/slot_sampler.h"
 
 namespace quatrain {
 
@@ -26,6 +27,9 @@ struct SequenceChunk {
   LogitRows logits = LogitRows::kLast;
 };
 
+/// Row counts that decode steps are recorded for: 1, 2, 4, 8, then every eighth, up to `most`.
+std::vector<std::int64_t> decode_buckets(std::int64_t most);
+
 class ModelRunner {
  public:
   using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
@@ -37,6 +41,20 @@ class ModelRunner {
   /// Runs the chunks of distinct slots as one step. Returns F32 logits [n, vocab_size] of the rows
   /// asked for, in order; valid until the next step.
   std::span<const float> step(std::span<const SequenceChunk> chunks);
+
+  /// How tokens of `slot` are drawn from now on. `prompt` and `output` are what the sequence holds
+  /// already: penalties and min_tokens count from there. Throws on parameters out of range. Not
+  /// part of a step: it may wait for earlier ones.
+  void set_sampling(std::int64_t slot, const SamplingParams& params,
+                    std::span<const std::int32_t> prompt,
+                    std::span<const std::int32_t> output = {}) {
+    sampler_->set(slot, params, prompt, output);
+  }
+
+  /// As step(), but samples the next token of every chunk that asks for its last logits, on the
+  /// device, with its slot's parameters. Returns one result for each such chunk, in order; valid
+  /// until the next step. Copies back the results only. LogitRows::kAll is refused.
+  std::span<const SampleResult> step_sampled(std::span<const SequenceChunk> chunks);
 
   /// Runs MTP block `m` on the rows of the last step, given each row's following token: tokens are
   /// appended at the same positions. Returns logits of all rows.
@@ -62,11 +80,16 @@ class ModelRunner {
   void make_inputs();
   void make_outputs();
   void record_decode_steps();
-  void fill_rows(std::span<const SequenceChunk> chunks);
+  void lay_out(std::int64_t rows, std::int64_t wanted);
+  void fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded = 0,
+                 bool sampled = false);
   void pad_rows(std::int64_t rows);
+  void issue_step(std::span<const SequenceChunk> chunks, bool sampled);
   void check(std::span<const SequenceChunk> chunks) const;
   bool is_decode(std::span<const SequenceChunk> chunks) const;
   void run_forward(Ops& ops, std::int64_t rows, std::int64_t wanted);
+  void issue_sampling(Ops& ops, std::int64_t rows);
+  std::span<const float> host_logits(std::int64_t rows) const;
   Batch batch(std::int64_t rows) const;
   std::int64_t measure_scratch();
 
@@ -83,18 +106,23 @@ class ModelRunner {
   Buffer scratch_;
   std::unique_ptr<Arena> arena_;
 
-  // The step's inputs: one host array and its copy on the device, in these parts.
+  // The step's inputs: one host array and its copy on the device, laid out for the step at hand, so
+  // that a step copies no more than it needs.
   std::vector<std::int32_t> host_inputs_;
-  Tensor inputs_;
-  Tensor token_ids_, positions_, slots_, first_rows_, logit_rows_;
+  Buffer input_memory_;
+  Tensor inputs_;                                      // those of the step
+  Tensor token_ids_, positions_, slots_, first_rows_;  // [rows]
+  Tensor logit_rows_;                                  // [logit rows]
+  Tensor sample_slots_, sample_positions_;  // [logit rows]; slot −1: nothing is sampled
   struct HostRows {
-    std::int32_t *token_ids, *positions, *slots, *first_rows, *logit_rows;
+    std::int32_t *token_ids, *positions, *slots, *first_rows;
+    std::int32_t *logit_rows, *sample_slots, *sample_positions;
   } host_{};
   Tensor block_table_;
   std::int64_t rows_ = 0;         // of the last step
   std::int64_t wanted_rows_ = 0;  // of logits
 
-  // Decode steps of 1, 2, 4, … rows, where the backend can record them.
+  // Decode steps of 1, 2, 4, 8, 16, 24, … rows, where the backend can record them.
   struct DecodeStep {
     std::int64_t rows;
     std::unique_ptr<Ops::Recording> recording;
@@ -103,7 +131,8 @@ class ModelRunner {
 
   Tensor streams_;  // [rows, hc, D] of the last step
   Tensor logits_;   // F32 [logit rows, V]
-  std::vector<float> host_logits_;
+  Buffer host_logits_;
+  std::unique_ptr<SlotSampler> sampler_;
 };
 
 }  // namespace quatrain

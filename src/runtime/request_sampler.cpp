@@ -9,18 +9,9 @@
 namespace quatrain {
 namespace {
 
-// 1 + the tokens before `token` in the sampler's order.
-std::int32_t rank_of(std::span<const float> logits, std::int32_t token) {
-  const float own = logits[static_cast<std::size_t>(token)];
-  std::int32_t rank = 1;
-  for (std::size_t id = 0; id < logits.size(); ++id)
-    if (logits[id] > own || (logits[id] == own && static_cast<std::int32_t>(id) < token)) ++rank;
-  return rank;
-}
-
 void add_alternatives(const SampleResult& result, std::vector<TokenLogprob>& out) {
   std::int32_t rank = 0;
-  for (const ScoredToken& top : result.top) out.push_back({top.id, top.logprob, ++rank});
+  for (const RankedToken& top : result.top) out.push_back({top.id, top.logprob, ++rank});
 }
 
 }  // namespace
@@ -75,7 +66,7 @@ SampleStatus RequestSampler::draw(std::span<const float> logits,
   event.token = result.token;
   if (params_.logprobs >= 0) {
     event.logprob = result.logprob;
-    event.rank = rank_of(logits, result.token);
+    event.rank = result.rank;
     add_alternatives(result, event.alternatives);
   }
   return result.status;
@@ -86,7 +77,7 @@ std::vector<TokenLogprob> RequestSampler::score_prompt(std::span<const float> lo
                                                        SamplerWorkspace& workspace) const {
   const SampleResult result = score(logits, token, prompt_logprobs_, workspace);
   if (result.status != SampleStatus::kOk) return {};
-  std::vector<TokenLogprob> out{{token, result.logprob, rank_of(logits, token)}};
+  std::vector<TokenLogprob> out{{token, result.logprob, result.rank}};
   add_alternatives(result, out);
   return out;
 }

@@ -11,6 +11,7 @@
 #include "backends/cpu/row_decoder.h"
 #include "core/thread_pool.h"
 #include "ops/ops.h"
+#include "ops/sampling.h"
 
 namespace quatrain {
 
@@ -75,6 +76,7 @@ class CpuOps final : public Ops {
   std::vector<float> thread_scores_;
   std::vector<std::int32_t> thread_order_;
   std::vector<const float*> thread_keys_;
+  std::vector<SamplerWorkspace> samplers_;
 
   // Scratch of experts(), by slot = t * k + i.
   std::vector<std::int32_t> expert_begin_;  // [E] into sorted_slots_

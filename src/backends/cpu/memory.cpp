@@ -101,6 +101,10 @@ void CpuOps::reserve(const StepLimits& limits) {
   thread_order_.resize(threads * static_cast<std::size_t>(score_capacity_));
   thread_keys_.resize(threads * static_cast<std::size_t>(score_capacity_));
 
+  samplers_.clear();
+  if (limits.vocab_size > 0)
+    samplers_.assign(threads, SamplerWorkspace(static_cast<std::int32_t>(limits.vocab_size)));
+
   const auto slots = static_cast<std::size_t>(limits.rows * limits.experts_per_token);
   expert_begin_.resize(static_cast<std::size_t>(limits.num_experts));
   expert_end_.resize(static_cast<std::size_t>(limits.num_experts));

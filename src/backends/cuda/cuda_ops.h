@@ -50,6 +50,9 @@ class CudaOps final : public Ops {
   void download(void* host, const Tensor& device) override;
   void zero(const Tensor& device) override;
   void copy(const Tensor& to, const Tensor& from) override;
+  Buffer allocate_host(std::int64_t bytes) override;
+  void start_download(void* host, const Tensor& device) override;
+  void wait() override { synchronize(); }
 
   std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override;
   std::unique_ptr<PackedExperts> make_experts(std::string name, std::int64_t count,

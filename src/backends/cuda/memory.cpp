@@ -5,6 +5,7 @@
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/sample.h"
 #include "core/step_guard.h"
 
 namespace quatrain {
@@ -34,16 +35,17 @@ CudaOps::CudaOps(int ordinal, DType cache_dtype) : ordinal_(ordinal), cache_dtyp
     fail("CUDA: {} has compute capability {}.{}; this build has kernels for 9.0", properties_.name,
          properties_.major, properties_.minor);
   QT_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-  void* staging = nullptr;
-  QT_CUDA(cudaHostAlloc(&staging, kStagingBytes, cudaHostAllocDefault));
-  staging_ = Buffer(staging, kStagingBytes, [](void* p) { cudaFreeHost(p); });
+  staging_ = allocate_host(kStagingBytes);
 }
 
 CudaOps::~CudaOps() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
-void CudaOps::synchronize() { QT_CUDA(cudaStreamSynchronize(stream_)); }
+void CudaOps::synchronize() {
+  QT_CUDA(cudaStreamSynchronize(stream_));
+  staging_used_ = 0;  // every copy out of it is over
+}
 
 Buffer CudaOps::allocate(std::int64_t bytes) {
   QT_CHECK(step_operation == nullptr, "{} bytes of device memory asked for inside a step", bytes);
@@ -67,10 +69,7 @@ void CudaOps::upload(const Tensor& device, const void* host) {
     synchronize();
     return;
   }
-  if (staging_used_ + bytes > kStagingBytes) {
-    synchronize();
-    staging_used_ = 0;
-  }
+  if (staging_used_ + bytes > kStagingBytes) synchronize();
   char* staged = static_cast<char*>(staging_.data()) + staging_used_;
   staging_used_ += (bytes + 255) / 256 * 256;
   std::memcpy(staged, host, static_cast<std::size_t>(bytes));
@@ -79,10 +78,21 @@ void CudaOps::upload(const Tensor& device, const void* host) {
 }
 
 void CudaOps::download(void* host, const Tensor& device) {
+  start_download(host, device);
+  synchronize();
+}
+
+Buffer CudaOps::allocate_host(std::int64_t bytes) {
+  void* data = nullptr;
+  const auto size = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 256));
+  QT_CUDA(cudaHostAlloc(&data, size, cudaHostAllocDefault));
+  return Buffer(data, static_cast<std::int64_t>(size), [](void* p) { cudaFreeHost(p); });
+}
+
+void CudaOps::start_download(void* host, const Tensor& device) {
   QT_CHECK(device.contiguous(), "download from the strided view {}", device.describe());
   QT_CUDA(cudaMemcpyAsync(host, device.data(), static_cast<std::size_t>(device.bytes()),
                           cudaMemcpyDeviceToHost, stream_));
-  synchronize();
 }
 
 void CudaOps::zero(const Tensor& device) {
@@ -126,6 +136,10 @@ void CudaOps::reserve(const StepLimits& limits) {
                                                std::max<std::int64_t>(1, limits.rows));
   index_scores_ = allocate(index_score_rows_ * row_bytes);
   reserve_experts();
+  if (limits.vocab_size > cuda::kMaxVocab)
+    fail("CUDA: vocab_size: the sampler takes at most {}, found {}", cuda::kMaxVocab,
+         limits.vocab_size);
+  cuda::prepare_sampling(limits.vocab_size);
 }
 
 }  // namespace quatrain
