@@ -29,6 +29,7 @@ struct AssistantTurn {
 ///   complete and another tag follows; a call that was cut off is dropped.
 /// - Tags may have ASCII bars and spaces; parameters without `string` are strings; a value that is
 ///   not JSON although string="false" becomes a string; of a repeated parameter the last counts.
+/// - Any tag, and a marker without a tag, outside the reasoning ends the content.
 /// Markup of tool calls never reaches reasoning or content, nor does text after the block.
 AssistantTurn parse_assistant(std::string_view text, ThinkingMode mode);
 

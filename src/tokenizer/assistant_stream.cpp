@@ -93,7 +93,7 @@ void AssistantStream::take_text(std::size_t size, AssistantDelta& out) {
 bool AssistantStream::step_text(bool is_final, AssistantDelta& out) {
   const bool in_reasoning = section_ == Section::kReasoning;
   const std::string_view text = pending_;
-  for (auto i = text.find('<'); i != kNone; i = text.find('<', i + 1)) {
+  for (std::size_t i = 0; (i = text.find_first_of(dsml::kOpeningBytes, i)) != kNone; ++i) {
     const std::string_view rest = text.substr(i);
     if (in_reasoning && rest.starts_with(chat::kThinkEnd)) {
       take_text(i, out);
@@ -129,7 +129,8 @@ bool AssistantStream::step_reasoning_calls(bool is_final, AssistantDelta& out) {
   if (end == kNone) end = is_final ? text.size() : before_partial(text, chat::kThinkEnd);
   calls_.feed(text.substr(calls_fed_, end - calls_fed_), out.tool_calls);
   calls_fed_ = end;
-  if (!out.tool_calls.empty() || (is_final && found == kNone)) {
+  const bool is_call = !out.tool_calls.empty() || (found != kNone && calls_.would_finish_call());
+  if (is_call || (is_final && found == kNone)) {
     pending_.erase(0, end);
     section_ = Section::kCalls;
     return true;

@@ -32,11 +32,13 @@ struct Opening {
 
 Opening read_opening(std::string_view text) {
   Opening opening;
-  std::size_t i = skip_spaces(text, 1);
-  opening.is_closing = i < text.size() && text[i] == '/';
+  const bool is_bare = !text.starts_with('<');
+  std::size_t i = is_bare ? 0 : skip_spaces(text, 1);
+  opening.is_closing = !is_bare && i < text.size() && text[i] == '/';
   if (opening.is_closing) i = skip_spaces(text, i + 1);
   const std::string_view rest = text.substr(i);
   for (const std::string_view marker : {chat::kDsml, kAsciiMarker}) {
+    if (is_bare && marker == kAsciiMarker) break;
     if (rest.starts_with(marker)) {
       opening.match = Match::kYes;
       opening.end = i + marker.size();
@@ -99,6 +101,13 @@ void CallReader::finish(std::vector<ToolCall>& calls) {
   if (!is_done_) read(true, calls);
   *this = CallReader();
   is_done_ = true;
+}
+
+bool CallReader::would_finish_call() const {
+  CallReader copy = *this;
+  std::vector<ToolCall> calls;
+  copy.finish(calls);
+  return !calls.empty();
 }
 
 void CallReader::read(bool is_final, std::vector<ToolCall>& calls) {

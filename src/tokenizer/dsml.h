@@ -31,7 +31,8 @@ enum class Match : unsigned char {
   kYes,
 };
 
-/// Whether `text`, which begins with "<", begins a tag: "<", perhaps "/", and the marker.
+/// Whether `text` begins a tag: "<", perhaps "/", and the marker; or the full-width marker alone,
+/// which is one token and never text. kOpeningBytes are the bytes that can begin either.
 /// `marker_begun` tells of a partial one that more than a bar of the marker is there.
 Match match_opening(std::string_view text, bool* marker_begun = nullptr);
 
@@ -39,6 +40,7 @@ Match match_opening(std::string_view text, bool* marker_begun = nullptr);
 /// kMaxTagBytes.
 Match match_tag(std::string_view text, Tag& tag);
 
+inline constexpr std::string_view kOpeningBytes = "<\xEF";
 inline constexpr std::size_t kMaxSpaces = 16;  // at each place where spaces are allowed
 inline constexpr std::size_t kMaxTagBytes = 4096;
 
@@ -49,6 +51,8 @@ class CallReader {
   void feed(std::string_view text, std::vector<ToolCall>& calls);
   /// The text has ended. A call that is still open is dropped.
   void finish(std::vector<ToolCall>& calls);
+  /// Whether finish() would hand out a call.
+  [[nodiscard]] bool would_finish_call() const;
 
  private:
   // A call whose invoke tag was seen; its parameters as text of a JSON object.

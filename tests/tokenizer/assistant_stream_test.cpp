@@ -65,8 +65,14 @@ class Transcripts {
     if (chance(12)) text += prose();
     if (!chance(4)) text += "<｜end▁of▁sentence｜>";
     if (chance(16)) text += prose();
+    if (chance(10)) {
+      std::size_t at = random_() % (text.size() + 1);
+      const auto marker = text.rfind("DSML", at);  // one token: nothing comes between its bytes
+      if (marker != text.npos && at < marker + 8) at = std::min(marker + 8, text.size());
+      const bool is_before = text.substr(at).find("DSML") < 4;
+      if (!is_before) text.insert(at, pick(kNoise));
+    }
     if (chance(6)) text.resize(random_() % (text.size() + 1));
-    if (chance(10)) text.insert(random_() % (text.size() + 1), pick(kNoise));
     return text;
   }
 
@@ -165,7 +171,7 @@ TEST(AssistantStream, RandomChunkingsLeakNothing) {
       at += size;
     }
     ASSERT_EQ(collector.finish(), expected(text, mode)) << text;
-    ASSERT_EQ(collector.content().find("DSML"), std::string::npos) << text;
+    ASSERT_EQ(testing::reference::find_markup(collector.content()), std::string::npos) << text;
   }
 }
 
@@ -187,8 +193,9 @@ TEST(AssistantStream, TextIsHandedOutAtOnce) {
 }
 
 TEST(AssistantStream, StrayTagsAreNotContent) {
-  for (const std::string_view tag : {"</｜DSML｜invoke>", "<｜DSML｜parameter name=\"a\">v",
-                                     "< |DSML| foo>", "</｜DSML｜", "<｜DSM", "<|D"}) {
+  for (const std::string_view tag :
+       {"</｜DSML｜invoke>", "<｜DSML｜parameter name=\"a\">v", "< |DSML| foo>", "</｜DSML｜",
+        "<｜DSM", "<|D", "｜DSML｜", "｜DSML｜>"}) {
     const auto turn = parse_assistant("text" + std::string(tag), ThinkingMode::kChat);
     EXPECT_EQ(turn.content, "text") << tag;
   }

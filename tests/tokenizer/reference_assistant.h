@@ -81,15 +81,21 @@ inline std::optional<std::string_view> attribute(const Tag& tag, std::string_vie
 
 // Where the markup of tool calls begins. A marker that is cut off by the end of the text counts.
 inline std::size_t find_markup(std::string_view text) {
-  if (const auto tag = next_tag(text, 0)) return tag->begin;
-  const auto begin = text.rfind('<');
-  if (begin == kNone) return kNone;
-  std::size_t i = skip_spaces(text, begin + 1);
-  if (i < text.size() && text[i] == '/') i = skip_spaces(text, i + 1);
-  const auto rest = text.substr(i);
-  const bool is_cut_off = (rest.size() >= 4 && chat::kDsml.starts_with(rest)) ||
-                          (rest.size() >= 2 && std::string_view("|DSML|").starts_with(rest));
-  return is_cut_off ? begin : kNone;
+  const auto tag = next_tag(text, 0);
+  const auto bare = text.find(chat::kDsml);
+  if (bare != kNone) return std::min(bare, tag ? tag->begin : bare);
+  if (tag) return tag->begin;
+  if (const auto begin = text.rfind('<'); begin != kNone) {
+    std::size_t i = skip_spaces(text, begin + 1);
+    if (i < text.size() && text[i] == '/') i = skip_spaces(text, i + 1);
+    const auto rest = text.substr(i);
+    const bool is_cut_off = (rest.size() >= 4 && chat::kDsml.starts_with(rest)) ||
+                            (rest.size() >= 2 && std::string_view("|DSML|").starts_with(rest));
+    if (is_cut_off) return begin;
+  }
+  for (std::size_t n = 4; n < chat::kDsml.size() && n <= text.size(); ++n)
+    if (text.ends_with(chat::kDsml.substr(0, n))) return text.size() - n;
+  return kNone;
 }
 
 // A call whose invoke tag was seen; its parameters as text of a JSON object.
