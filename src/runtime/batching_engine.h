@@ -23,7 +23,7 @@ struct SchedulerOptions {
   /// so more is faster to prefill and resumes earlier; 0 keeps only a prompt's last one and those
   /// where prompts were seen to part.
   std::int64_t snapshot_interval = kBlockTokens;
-  std::optional<std::uint64_t> prefix_salt;  ///< of the prefix keys; none: drawn
+  std::optional<std::uint64_t> prefix_salt = {};  ///< of the prefix keys; none: drawn
 };
 
 /// `runner` must outlive the engine, which is the only one to run steps on it. Throws Error if the

@@ -21,7 +21,8 @@ struct SimulationOptions {
   std::int64_t max_queued_tokens = std::int64_t{1} << 20;
   std::int64_t max_model_len = 8192;
   std::int64_t vocab_size = 4096;
-  std::vector<std::int32_t> output;  ///< token ids below vocab_size, repeated; empty: the prompt
+  std::vector<std::int32_t> output =
+      {};  ///< token ids below vocab_size, repeated; empty: the prompt
 };
 
 /// Throws Error on values out of range.
