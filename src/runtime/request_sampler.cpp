@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 
 #include "core/error.h"
 
@@ -22,6 +23,11 @@ RequestSampler::RequestSampler(const EngineRequest& request, std::int64_t vocab_
   const RequestSampling& s = request.sampling;
   for (const auto& [id, bias] : s.logit_bias) bias_.push_back({id, bias});
   if (s.min_tokens < 0) fail("min_tokens: expected at least 0, found {}", s.min_tokens);
+  // Were every token suppressed, there would be none to draw.
+  const std::set<std::int32_t> distinct(stop_tokens_.begin(), stop_tokens_.end());
+  if (s.min_tokens > 0 && std::ssize(distinct) >= vocab_size)
+    fail("min_tokens: {} tokens without any of {} stop tokens is impossible", s.min_tokens,
+         distinct.size());
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   params_ = {.temperature = s.temperature,
              .top_k = s.top_k,

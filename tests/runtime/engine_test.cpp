@@ -319,6 +319,10 @@ TEST_F(EngineTest, RefusesWhatCanNeverRun) {
   expect_invalid("temperature", [](EngineRequest& r) { r.sampling.temperature = NAN; });
   expect_invalid("top_p", [](EngineRequest& r) { r.sampling.top_p = 0; });
   expect_invalid("min_tokens", [](EngineRequest& r) { r.sampling.min_tokens = -1; });
+  expect_invalid("min_tokens", [](EngineRequest& r) {
+    r.sampling.min_tokens = 1;
+    for (std::int32_t id = 0; id < kVocab; ++id) r.stop_tokens.push_back(id);
+  });
   expect_invalid("logprobs", [](EngineRequest& r) { r.sampling.logprobs = 99; });
   expect_invalid("logit_bias", [](EngineRequest& r) { r.sampling.logit_bias = {{-1, 1.0f}}; });
   EXPECT_EQ(engine->stats().waiting, 0);
