@@ -4,6 +4,7 @@
 #include <set>
 
 #include "apps/perplexity.h"
+#include "backends/cuda/call_guard.h"
 #include "backends/cuda/cuda_ops.h"
 #include "runtime/generation.h"
 #include "support/loaded_model.h"
@@ -232,6 +233,77 @@ TEST_F(CudaBatch, DecodeIsBitEqualInAnyBatchAndRecorded) {
   EXPECT_EQ(decode(recorded, {2}, 2, 8), alone);
   EXPECT_EQ(decode(recorded, {4, 3, 2}, 2, 8), alone);  // padded to four rows
   EXPECT_EQ(decode(recorded, {0, 1, 3, 4, 5, 2}, 2, 8), alone);
+}
+
+// Recorded steps are one launch and two copies; the guard ends the process on any wait inside.
+TEST_F(CudaBatch, ADecodeStepIsOneLaunchAndTwoCopies) {
+  EngineOptions o = story_options(24);
+  o.guard = true;
+  ModelRunner runner(*gpu, kShippedModel, o);
+  EXPECT_EQ(runner.recorded_steps(), 6u);  // 1, 2, 4, 8, 16, 24
+  for (const std::int64_t n : {1, 3, 20}) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(n), 5);
+    std::vector<SequenceChunk> chunks;
+    for (std::int64_t s = 0; s < n; ++s) {
+      runner.set_sampling(s, {.seed = static_cast<std::uint64_t>(s)}, {});
+      chunks.push_back(
+          {.slot = s, .position = 0, .tokens = {&ids[static_cast<std::size_t>(s)], 1}});
+    }
+    for (const bool sampled : {true, false}) {
+      cuda::call_counts.clear();
+      if (sampled)
+        EXPECT_EQ(runner.step_sampled(chunks).size(), ids.size());
+      else
+        runner.step(chunks);
+      EXPECT_EQ(cuda::call_counts.graph_launches, 1);
+      EXPECT_EQ(cuda::call_counts.kernel_launches, 0);
+      EXPECT_EQ(cuda::call_counts.copies, 2);
+      EXPECT_EQ(cuda::call_counts.waits, 1);
+      EXPECT_EQ(cuda::call_counts.allocations, 0);
+    }
+  }
+}
+
+// Tokens sampled on the device, recorded or not, are those that the host samples from the logits.
+TEST_F(CudaBatch, StepsSampleWhatTheHostWould) {
+  const std::vector<std::int32_t> ids = prompt(1);
+  const std::vector<TokenBias> biases = {{7, 3.0f}, {300, -2.0f}};
+  const SamplingParams params = {.temperature = 0.9f,
+                                 .top_k = 40,
+                                 .top_p = 0.95f,
+                                 .repetition_penalty = 1.2f,
+                                 .frequency_penalty = 0.5f,
+                                 .logit_bias = biases,
+                                 .logprobs = 3,
+                                 .seed = 11};
+  for (const bool record : {false, true}) {
+    EngineOptions o = story_options(4);
+    o.record = record;
+    ModelRunner on_device(*gpu, kShippedModel, o), on_host(*gpu, kShippedModel, o);
+    Session device(on_device), host(on_host);
+    const auto vocab = static_cast<std::size_t>(on_host.config().vocab_size);
+    SamplerWorkspace workspace(static_cast<std::int32_t>(vocab));
+    std::vector<std::uint32_t> count_words(vocab);
+    TokenCounts counts(count_words);
+    counts.add_prompt(ids);
+    std::span<const float> logits = host.feed(ids);
+    SampleResult found = *device.start(ids, params);
+    for (int i = 0; i < 60; ++i) {
+      const SampleResult expected = sample({.logits = logits,
+                                            .counts = count_words,
+                                            .position = host.tokens().size(),
+                                            .output_length = i},
+                                           params, workspace);
+      ASSERT_EQ(found.token, expected.token) << "token " << i;
+      ASSERT_EQ(found.logprob, expected.logprob);
+      ASSERT_EQ(found.rank, expected.rank);
+      ASSERT_EQ(found.top.size(), 3u);
+      for (std::size_t t = 0; t < 3; ++t) ASSERT_EQ(found.top[t].logprob, expected.top[t].logprob);
+      counts.add_output(expected.token);
+      logits = host.append(expected.token);
+      found = device.next(found.token);
+    }
+  }
 }
 
 TEST_F(CudaBatch, ManyStepsTakeNoMemory) {

@@ -155,8 +155,8 @@ __device__ void histogram(Row& row, Totals& totals, BinOf bin_of) {
   __syncthreads();
 }
 
-// The first bin at whose end `reached` holds, given what lies before the histogram. It must hold at
-// the end of the last one.
+// The first bin at whose end `reached` holds, given what lies before the histogram; the last one
+// when it holds nowhere.
 template <class Reached>
 __device__ Choice choose_bin(Row& row, const Totals& totals, unsigned count_before, u64 mass_before,
                              Reached reached) {
@@ -252,7 +252,8 @@ __device__ u64 kept_mass(Row& row, const SlotSampling& p, int vocab) {
     end = last.key + 1;
     total = last.mass;
   } else {
-    total = mass_before(row, kNoKey);
+    const Choice last = choose_bin(row, row.s.coarse, 0, 0, [](unsigned, u64) { return false; });
+    total = last.mass_before + last.mass;
   }
   if (p.top_p == 1.0f && p.min_p == 0.0f) return total;
 
