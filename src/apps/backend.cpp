@@ -2,8 +2,10 @@
 #include "apps/backend.h"
 
 #include "backends/cpu/cpu_ops.h"
+#include "backends/cpu/probe.h"
 #if defined(QUATRAIN_HAS_CUDA)
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/probe.h"
 #endif
 
 namespace quatrain::apps {
@@ -14,14 +16,23 @@ Backend make_cpu(int threads, const std::string& kv_cache_dtype, const std::stri
     fail("--kv-cache-dtype bf16: the cpu backend{} keeps its caches in fp32", reason);
   auto ops = std::make_unique<CpuOps>(threads);
   std::string description = fmt::format("cpu backend, {} threads{}", ops->pool().threads(), reason);
-  return {std::move(ops), std::move(description)};
+  std::string device = fmt::format("{} threads", ops->pool().threads());
+  ThreadPool& pool = ops->pool();
+  return {.ops = std::move(ops),
+          .description = std::move(description),
+          .device = std::move(device),
+          .measure_limits = [&pool] { return measure_cpu_limits(pool); }};
 }
 
 Backend make_cuda([[maybe_unused]] const std::string& kv_cache_dtype) {
 #if defined(QUATRAIN_HAS_CUDA)
   auto ops = std::make_unique<CudaOps>(0, kv_cache_dtype == "fp32" ? DType::kF32 : DType::kBF16);
   std::string description = fmt::format("cuda backend on {}", ops->properties().name);
-  return {std::move(ops), std::move(description)};
+  CudaOps* cuda = ops.get();
+  return {.ops = std::move(ops),
+          .description = std::move(description),
+          .device = cuda->properties().name,
+          .measure_limits = [cuda] { return measure_cuda_limits(*cuda); }};
 #else
   fail("this build has no CUDA backend");
 #endif

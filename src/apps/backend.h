@@ -2,9 +2,11 @@
 // The only place that knows all backends.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
+#include "ops/device_limits.h"
 #include "ops/ops.h"
 
 namespace quatrain::apps {
@@ -12,6 +14,8 @@ namespace quatrain::apps {
 struct Backend {
   std::unique_ptr<Ops> ops;
   std::string description;  ///< which one, on what, and why it was chosen
+  std::string device;       ///< "NVIDIA H200", "8 threads"
+  std::function<DeviceLimits()> measure_limits;
 };
 
 /// "cpu", "cuda", or "auto": cuda where the build has it and a usable GPU is there, otherwise cpu.

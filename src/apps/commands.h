@@ -11,6 +11,7 @@ class App;
 
 namespace quatrain::apps {
 
+void add_bench(CLI::App& app);
 void add_run(CLI::App& app);
 void add_chat(CLI::App& app);
 void add_inspect(CLI::App& app);
@@ -18,5 +19,7 @@ void add_quantize(CLI::App& app);
 void add_perplexity(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_logits(CLI::App& app);
+void add_doctor(CLI::App& app);
+void add_verify(CLI::App& app);
 
 }  // namespace quatrain::apps

@@ -136,6 +136,7 @@ void add_logits(CLI::App& app) {
   CLI::App* verb =
       app.add_subcommand("logits", "Write the logits of given tokens to a safetensors file");
   flags->model.add_to(*verb);
+  flags->model.add_synthetic_to(*verb);
   verb->add_option("--ids", flags->ids, "JSON array of token ids; - reads stdin")->required();
   verb->add_option("-o,--out", flags->out, "Output file")->required();
   verb->add_option("--chunks", flags->chunks,

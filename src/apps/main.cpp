@@ -11,9 +11,12 @@
 namespace {
 
 // Another spelling of every flag: --max-model-len can be given as QUATRAIN_MAX_MODEL_LEN.
-void name_environment(CLI::App& verb) {
-  for (CLI::Option* option : verb.get_options()) {
-    if (option->get_lnames().empty() || option->get_lnames().front() == "help") continue;
+void name_environment(CLI::App& app) {
+  for (CLI::App* verb : app.get_subcommands({})) name_environment(*verb);
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty()) continue;
+    if (option->get_lnames().front() == "help" || option->get_lnames().front() == "version")
+      continue;
     std::string name = "QUATRAIN_" + option->get_lnames().front();
     for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(c));
     option->envname(name);
@@ -34,7 +37,10 @@ int main(int argc, char** argv) {
   quatrain::apps::add_perplexity(app);
   quatrain::apps::add_tokenize(app);
   quatrain::apps::add_logits(app);
-  for (CLI::App* verb : app.get_subcommands({})) name_environment(*verb);
+  quatrain::apps::add_verify(app);
+  quatrain::apps::add_doctor(app);
+  quatrain::apps::add_bench(app);
+  name_environment(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "core/progress.h"
+#include "model/synthetic.h"
 #include "ops/check_ops.h"
 
 namespace quatrain::apps {
@@ -43,6 +44,24 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_flag("--check", check, "Stop at the first operation whose result is not finite");
 }
 
+void ModelFlags::add_synthetic_to(CLI::App& app) {
+  CLI::Option* folder = app.get_option("--model");
+  folder->required(false);
+  app.add_option("--synthetic", synthetic,
+                 "A made-up model of true dimensions instead of MODEL: flash, pro or storyteller")
+      ->check(CLI::IsMember({"flash", "pro", "storyteller"}))
+      ->excludes(folder);
+  app.add_option("--layers", layers, "Layers of the made-up model; 0 takes the published number")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
+ModelSource ModelFlags::open() const {
+  if (!synthetic.empty()) return synthetic_model(synthetic, layers);
+  if (model.empty()) fail("no model: give a folder, or --synthetic flash, pro or storyteller");
+  return open_model(model);
+}
+
 namespace {
 
 ExpertActivations parse_activations(std::string name, std::string_view backend) {
@@ -55,9 +74,13 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
 
 }  // namespace
 
-LoadedEngine::LoadedEngine(const ModelFlags& flags)
+LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
     : backend_(make_backend(flags.backend, flags.threads, flags.kv_cache_dtype)) {
   ops_ = backend_.ops.get();
+  if (decorate) {
+    decorated_ = decorate(*ops_);
+    ops_ = decorated_.get();
+  }
   if (flags.check) {
     check_ = std::make_unique<CheckOps>(*ops_, true);
     ops_ = check_.get();
@@ -67,7 +90,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags)
     ops_ = trace_.get();
   }
   EngineOptions options = flags.options;
-  options.record = !check_ && !trace_;  // decorators see single operations only
+  options.record = !decorated_ && !check_ && !trace_;  // decorators see single operations only
   options.numerics.sim = flags.sim == "on";
   options.numerics.expert_activations =
       parse_activations(flags.expert_activations, ops_->backend_name());
@@ -75,7 +98,9 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags)
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<ProgressBar> bar;
   std::int64_t reported = 0;
-  runner_ = std::make_unique<ModelRunner>(*ops_, flags.model, options,
+  const ModelSource source = flags.open();
+  name_ = source.name;
+  runner_ = std::make_unique<ModelRunner>(*ops_, source, options,
                                           [&](std::int64_t done, std::int64_t total) {
                                             if (!bar)
                                               bar = std::make_unique<ProgressBar>("loading", total);
@@ -87,7 +112,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags)
   fmt::print(stderr,
              "{}: {:.1f} MB of weights, {:.1f} MB of caches for {} tokens, {:.1f} MB of scratch; "
              "{}; ready in {:.2f} s\n",
-             flags.model, static_cast<double>(runner_->weight_bytes()) / 1e6,
+             source.name, static_cast<double>(runner_->weight_bytes()) / 1e6,
              static_cast<double>(runner_->cache().bytes()) / 1e6, runner_->options().max_model_len,
              static_cast<double>(runner_->scratch_bytes()) / 1e6, backend_.description,
              seconds.count());

@@ -18,6 +18,8 @@ namespace quatrain::apps {
 
 struct ModelFlags {
   std::string model;
+  std::string synthetic;    ///< preset of a made-up model, instead of a folder
+  std::int64_t layers = 0;  ///< of the made-up model; 0: as published
   std::string backend = "auto";
   std::string expert_activations = "auto";
   std::string kv_cache_dtype = "auto";
@@ -30,20 +32,30 @@ struct ModelFlags {
 
   /// Adds the flags; the model is the first positional argument or -m/--model.
   void add_to(CLI::App& app);
+  /// Adds --synthetic and --layers, for verbs that need no tokenizer.
+  void add_synthetic_to(CLI::App& app);
+
+  ModelSource open() const;
 };
 
 /// A model that is ready to run: backend, decorators, runner.
 class LoadedEngine {
  public:
   /// Loads with a progress bar on stderr and prints one line about what was loaded.
-  explicit LoadedEngine(const ModelFlags& flags);
+  /// `decorate` may wrap the backend before anything is loaded; steps then run one by one.
+  using Decorate = std::function<std::unique_ptr<Ops>(Ops& backend)>;
+  explicit LoadedEngine(const ModelFlags& flags, const Decorate& decorate = {});
 
   ModelRunner& runner() { return *runner_; }
   const V4Config& config() const { return runner_->config(); }
   Ops& ops() { return *ops_; }
+  const Backend& backend() const { return backend_; }
+  const std::string& name() const { return name_; }
 
  private:
+  std::string name_;  // of the model
   Backend backend_;
+  std::unique_ptr<Ops> decorated_;
   std::unique_ptr<Ops> check_;
   std::unique_ptr<TraceOps> trace_;
   Ops* ops_ = nullptr;  // the outermost of the above

@@ -90,15 +90,15 @@ struct Checkpoint::Impl {
   std::vector<TensorInfo> tensors;
   std::unordered_map<std::string_view, const TensorInfo*> by_name;  // official name
 
-  std::vector<StoredTensor> add_file(const std::filesystem::path& file);
+  std::vector<StoredTensor> add_file(File file);
   void add_shards(const std::filesystem::path& folder);
   void index_names();
 };
 
-/// Opens a file, adds its tensors under their official names and returns its header.
-std::vector<StoredTensor> Checkpoint::Impl::add_file(const std::filesystem::path& file) {
-  files.push_back(File::open(file));
-  names.push_back(file.filename().string());
+/// Adds the tensors of a file under their official names and returns its header.
+std::vector<StoredTensor> Checkpoint::Impl::add_file(File file) {
+  files.push_back(std::move(file));
+  names.push_back(files.back().path().filename().string());
   const int index = static_cast<int>(files.size()) - 1;
   std::vector<StoredTensor> stored = read_safetensors_header(files.back());
   for (const StoredTensor& tensor : stored) {
@@ -114,7 +114,7 @@ void Checkpoint::Impl::add_shards(const std::filesystem::path& folder) {
       parse_shard_index(read_text_file(folder / kIndexFile, kMaxHeaderBytes), kIndexFile);
   std::unordered_set<std::string> seen;
   for (std::size_t i = 0; i < index.files.size(); ++i) {
-    for (StoredTensor& tensor : add_file(folder / index.files[i])) {
+    for (StoredTensor& tensor : add_file(File::open(folder / index.files[i]))) {
       const auto entry = index.file_of.find(tensor.name);
       if (entry == index.file_of.end())
         fail("{}: tensor '{}' is not in {}", index.files[i], tensor.name, kIndexFile);
@@ -146,14 +146,22 @@ Checkpoint Checkpoint::open(const std::filesystem::path& path) {
   impl->path = path;
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) {
-    impl->add_file(path);
+    impl->add_file(File::open(path));
   } else if (std::filesystem::exists(path / kIndexFile, error)) {
     impl->add_shards(path);
   } else if (std::filesystem::exists(path / kSingleFile, error)) {
-    impl->add_file(path / kSingleFile);
+    impl->add_file(File::open(path / kSingleFile));
   } else {
     fail("{}: expected {} or {} in the folder", path.string(), kSingleFile, kIndexFile);
   }
+  impl->index_names();
+  return Checkpoint(std::move(impl));
+}
+
+Checkpoint Checkpoint::from_file(File file) {
+  auto impl = std::make_unique<Impl>();
+  impl->path = file.path();
+  impl->add_file(std::move(file));
   impl->index_names();
   return Checkpoint(std::move(impl));
 }

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/file.h"
 #include "core/quant_matrix.h"
 
 namespace quatrain {
@@ -72,6 +73,9 @@ class Checkpoint {
   /// Opens a folder (model.safetensors, or shards with model.safetensors.index.json) or one file.
   /// Reads and checks headers only. Throws Error naming file, tensor, expected and found.
   static Checkpoint open(const std::filesystem::path& path);
+
+  /// The same for one safetensors file that is open already.
+  static Checkpoint from_file(File file);
 
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;

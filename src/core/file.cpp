@@ -28,12 +28,14 @@ File::File(std::filesystem::path path, int descriptor, std::int64_t size)
 File::File(File&& other) noexcept
     : path_(std::move(other.path_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
-      size_(other.size_) {}
+      size_(other.size_),
+      content_(std::move(other.content_)) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(descriptor_, other.descriptor_);
   std::swap(size_, other.size_);
+  std::swap(content_, other.content_);
   return *this;
 }
 
@@ -53,11 +55,21 @@ File File::open(const std::filesystem::path& path) {
   return file;
 }
 
+File File::computed(const std::filesystem::path& name, std::int64_t size, Content content) {
+  File file(name, -1, size);
+  file.content_ = std::move(content);
+  return file;
+}
+
 void File::read_at(std::int64_t offset, std::span<std::byte> out) const {
   const auto wanted = static_cast<std::int64_t>(out.size());
   if (offset < 0 || wanted > size_ || offset > size_ - wanted)
     fail("{}: {} bytes at offset {} leave the file of {} bytes", path_.string(), wanted, offset,
          size_);
+  if (content_) {
+    content_(offset, out);
+    return;
+  }
   while (!out.empty()) {
     const ssize_t got =
         ::pread(descriptor_, out.data(), std::min(out.size(), kMaxTransfer), offset);

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,11 @@ class File {
  public:
   /// Throws Error when the path cannot be opened or is not a regular file.
   static File open(const std::filesystem::path& path);
+
+  /// Fills its second argument with the content from an offset; called from several threads.
+  using Content = std::function<void(std::int64_t offset, std::span<std::byte> out)>;
+  /// A file that lies nowhere: what is read from it is computed. `name` stands in messages.
+  static File computed(const std::filesystem::path& name, std::int64_t size, Content content);
 
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
@@ -34,6 +40,7 @@ class File {
   std::filesystem::path path_;
   int descriptor_ = -1;
   std::int64_t size_ = 0;
+  Content content_;  // of a computed file
 };
 
 /// A whole file as text. Throws when it is larger than `limit` bytes.

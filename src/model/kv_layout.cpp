@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/kv_layout.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "core/codec.h"
+#include "core/random.h"
 
 namespace quatrain {
 
@@ -75,6 +79,33 @@ void KvCache::poison(Ops& ops) const {
   for (const Tensor& tensor : tensors_) {
     const std::vector<unsigned char> ones(static_cast<std::size_t>(tensor.bytes()), 0xFF);
     ops.upload(tensor, ones.data());
+  }
+}
+
+void KvCache::randomise(Ops& ops, std::uint64_t seed) const {
+  // One block of numbers for all, read from a place that moves: no two rows need be alike.
+  constexpr std::int64_t kElements = (std::int64_t{1} << 20) + 311;
+  std::vector<float> wide(kElements);
+  std::vector<std::uint16_t> narrow(kElements);
+  for (std::int64_t i = 0; i < kElements; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    wide[at] = random_normal(random_word(seed, i));
+    narrow[at] = bf16_encode(wide[at]);
+  }
+  std::uint64_t piece = 0;
+  for (const Tensor& tensor : tensors_) {
+    const bool is_f32 = tensor.dtype() == DType::kF32;
+    if (!is_f32 && tensor.dtype() != DType::kBF16)
+      fail("a cache of {} cannot be filled with random numbers", tensor.describe());
+    const Tensor flat = tensor.reshaped({tensor.elements()});
+    for (std::int64_t at = 0; at < flat.dim(0);) {
+      const auto begin = static_cast<std::int64_t>(
+          random_word(seed, -1 - static_cast<std::int64_t>(piece++)) % (kElements / 2));
+      const std::int64_t n = std::min(flat.dim(0) - at, kElements - begin);
+      ops.upload(flat.rows(at, n),
+                 is_f32 ? static_cast<const void*>(wide.data() + begin) : narrow.data() + begin);
+      at += n;
+    }
   }
 }
 

@@ -36,6 +36,10 @@ class KvCache {
   /// Fills everything with NaN, so that a test sees any read of what was never written.
   void poison(Ops& ops) const;
 
+  /// Fills everything with random numbers of deviation 1, as if long sequences had run: a step at
+  /// any position then costs what it costs, without the prompt. The same bytes for the same seed.
+  void randomise(Ops& ops, std::uint64_t seed) const;
+
  private:
   LayerCache make_layer(std::int64_t ratio);
   Tensor make(DType dtype, std::initializer_list<std::int64_t> shape);

@@ -36,6 +36,15 @@ struct OpCall {
   }
 };
 
+/// A weight's name inside its layer: "wq_a" of "layers.3.attn.wq_a", "indexer.wq_b", "gate",
+/// "shared_experts.w1", "head".
+inline std::string short_weight_name(const std::string& name) {
+  for (const char* part : {".attn.", ".ffn."})
+    if (const std::size_t at = name.find(part); at != name.npos)
+      return name.substr(at + std::string_view(part).size());
+  return name;
+}
+
 template <class Args>
 OpCall describe_call(const Args& args) {
   OpCall call;
@@ -79,6 +88,9 @@ class Interceptor : public Ops {
   bool can_record() const override { return inner_.can_record(); }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override {
     return inner_.record(body);
+  }
+  std::unique_ptr<OpClock> make_clock(std::int64_t points) override {
+    return inner_.make_clock(points);
   }
   void scope(std::string_view part, std::int64_t layer) override {
     part_ = part;

@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "ops/op_args.h"
+#include "ops/op_clock.h"
 
 /// Every operation: X(argument struct, method name).
 #define QT_FOR_EACH_OP(X)          \
@@ -98,6 +99,12 @@ class Ops {
   virtual std::unique_ptr<Recording> record(const std::function<void()>& body) {
     (void)body;
     fail("the {} backend cannot record operations", backend_name());
+  }
+
+  // ---- measurements ----
+  /// A clock with room for `points`; operations that end with their call need no other.
+  virtual std::unique_ptr<OpClock> make_clock(std::int64_t points) {
+    return make_wall_clock(points);
   }
 
   // ---- a step ----

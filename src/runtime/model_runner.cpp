@@ -44,13 +44,12 @@ void EngineOptions::resolve(const V4Config& config) {
   max_logit_rows = std::min(max_logit_rows, max_num_batched_tokens);
 }
 
-ModelRunner::ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOptions options,
+ModelRunner::ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
                          const Progress& progress)
-    : ops_(ops), config_(read_config(folder)), options_(std::move(options)) {
+    : ops_(ops), config_(source.config), options_(std::move(options)) {
   options_.resolve(config_);
-  const Checkpoint checkpoint = Checkpoint::open(folder);
   weights_ =
-      load_weights(checkpoint, config_, ops_,
+      load_weights(source.checkpoint, config_, ops_,
                    {.mtp = options_.mtp, .progress = [&](std::int64_t done, std::int64_t total) {
                       weight_bytes_ = total;
                       if (progress) progress(done, total);
@@ -309,6 +308,15 @@ std::span<const SampleResult> ModelRunner::step_sampled(std::span<const Sequence
 std::span<const float> ModelRunner::host_logits(std::int64_t rows) const {
   return {static_cast<const float*>(host_logits_.data()),
           static_cast<std::size_t>(rows * config_.vocab_size)};
+}
+
+std::unique_ptr<Ops::Recording> ModelRunner::record_step(Ops& ops,
+                                                         std::span<const SequenceChunk> chunks) {
+  check(chunks);
+  fill_rows(chunks);
+  ops_.upload(inputs_, host_inputs_.data());
+  run_forward(ops, rows_, wanted_rows_);  // once eagerly: sets up what recording may not
+  return ops.record([&] { run_forward(ops, rows_, wanted_rows_); });
 }
 
 std::span<const float> ModelRunner::step_mtp(std::int64_t m,

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "model/model_source.h"
 #include "ops/guard_ops.h"
 #include "runtime/options.h"
 #include "runtime/slot_sampler.h"
@@ -36,6 +37,11 @@ class ModelRunner {
 
   /// Loads the model in `folder` through `ops`, which must outlive the runner.
   ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOptions options,
+              const Progress& progress = {})
+      : ModelRunner(ops, open_model(folder), std::move(options), progress) {}
+
+  /// The same with an architecture and tensors from elsewhere.
+  ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
               const Progress& progress = {});
 
   /// Runs the chunks of distinct slots as one step. Returns F32 logits [n, vocab_size] of the rows
@@ -69,6 +75,11 @@ class ModelRunner {
   void observe(Ops* observer) { step_ops_ = observer != nullptr ? observer : &ops_; }
 
   Ops& ops() const { return ops_; }
+
+  /// Runs the chunks as a step on `ops`, a decorator of the runner's own Ops that can record, and
+  /// records it: each replay repeats it on the same tokens. For measurements.
+  std::unique_ptr<Ops::Recording> record_step(Ops& ops, std::span<const SequenceChunk> chunks);
+
   const V4Config& config() const { return config_; }
   const EngineOptions& options() const { return options_; }
   const KvCache& cache() const { return *cache_; }

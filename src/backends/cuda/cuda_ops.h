@@ -63,6 +63,7 @@ class CudaOps final : public Ops {
   void reserve(const StepLimits& limits) override;
   bool can_record() const override { return true; }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
+  std::unique_ptr<OpClock> make_clock(std::int64_t points) override;
 
 #define QT_OVERRIDE(Args, method) void method(const op::Args& args) override;
   QT_FOR_EACH_OP(QT_OVERRIDE)

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/bench_report.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "core/error.h"
+#include "core/json.h"
+
+namespace quatrain::apps {
+namespace {
+
+// ---- Markdown ----
+
+std::string markdown_tests(const BenchReport& report) {
+  std::string out =
+      "| model | size | params | backend | test | t/s |\n|---|---:|---:|---|---:|---:|\n";
+  const BenchSubject& s = report.subject;
+  for (const BenchTest& test : report.tests) {
+    const Spread speed = test.tokens_per_second();
+    out += fmt::format("| {} | {:.2f} GiB | {:.2f} B | {} | {} | {:.2f} ± {:.2f} |\n", s.model,
+                       s.bytes / 0x1p30, s.parameters / 1e9, s.backend, test.name(), speed.mean,
+                       speed.deviation);
+  }
+  return out;
+}
+
+std::string markdown_row(const std::string& where, const std::string& operation, std::int64_t calls,
+                         double us, const OpCost& cost, const Breakdown& breakdown) {
+  const double seconds = us * 1e-6;
+  return fmt::format(
+      "| {} | {} | {} | {:.1f} | {:.1f} % | {:.2f} | {:.3f} | {:.0f} | {:.1f} | {:.1f} % |\n",
+      where, operation, calls, us, 100 * us / breakdown.sum_microseconds(), cost.bytes / 1e6,
+      cost.flops / 1e9, cost.bytes / seconds / 1e9, cost.flops / seconds / 1e12,
+      100 * share_of_limit(breakdown.limits, cost, us));
+}
+
+std::string markdown_breakdown(const Breakdown& breakdown) {
+  std::string out = fmt::format(
+      "\n{}, one step of {} rows: {:.1f} µs {}; operations one by one {:.1f} µs.\nLimits: {}.\n\n"
+      "| layers | operation | calls | µs | of all | MB | GFLOP | GB/s | TFLOP/s | of limit |\n"
+      "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+      breakdown.test, breakdown.rows, breakdown.step_microseconds,
+      breakdown.recorded ? "as one replay" : "run eagerly", breakdown.sum_microseconds(),
+      describe(breakdown.limits));
+  BreakdownLine all;
+  for (const BreakdownLine& line : breakdown.lines) {
+    out += markdown_row(line.where, line.operation, line.calls, line.microseconds, line.cost,
+                        breakdown);
+    all.calls += line.calls;
+    all.microseconds += line.microseconds;
+    all.cost.bytes += line.cost.bytes;
+    all.cost.flops += line.cost.flops;
+  }
+  return out + markdown_row("all", "", all.calls, all.microseconds, all.cost, breakdown);
+}
+
+// ---- CSV ----
+
+std::string csv_quote(const std::string& text) {
+  std::string out = "\"";
+  for (const char c : text) out += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return out + "\"";
+}
+
+std::string csv(const BenchReport& report) {
+  const BenchSubject& s = report.subject;
+  std::string out =
+      "version,model,model_bytes,model_params,backend,device,test,n_prompt,n_gen,n_depth,n_batch,"
+      "repetitions,avg_ts,stddev_ts\n";
+  for (const BenchTest& test : report.tests) {
+    const Spread speed = test.tokens_per_second();
+    out += fmt::format("{},{},{:.0f},{:.0f},{},{},{},{},{},{},{},{},{:.4f},{:.4f}\n",
+                       csv_quote(s.version), csv_quote(s.model), s.bytes, s.parameters,
+                       csv_quote(s.backend), csv_quote(s.device), csv_quote(test.name()),
+                       test.prompt, test.output, test.depth, test.batch, test.seconds.size(),
+                       speed.mean, speed.deviation);
+  }
+  if (report.breakdowns.empty()) return out;
+  out += "\ntest,layers,operation,calls,microseconds,bytes,flops,share_of_limit\n";
+  for (const Breakdown& breakdown : report.breakdowns)
+    for (const BreakdownLine& line : breakdown.lines)
+      out += fmt::format("{},{},{},{},{:.3f},{:.0f},{:.0f},{:.5f}\n", csv_quote(breakdown.test),
+                         csv_quote(line.where), csv_quote(line.operation), line.calls,
+                         line.microseconds, line.cost.bytes, line.cost.flops,
+                         share_of_limit(breakdown.limits, line.cost, line.microseconds));
+  return out;
+}
+
+// ---- JSON ----
+
+std::string json_test(const BenchTest& test) {
+  const Spread speed = test.tokens_per_second();
+  std::vector<double> nanoseconds;
+  for (const double s : test.seconds) nanoseconds.push_back(std::round(s * 1e9));
+  const Spread time = spread_of(nanoseconds);
+  return fmt::format(
+      R"({{"test": {}, "n_prompt": {}, "n_gen": {}, "n_depth": {}, "n_batch": {}, "avg_ns": {:.0f}, )"
+      R"("stddev_ns": {:.0f}, "avg_ts": {:.6f}, "stddev_ts": {:.6f}, "samples_ns": [{:.0f}]}})",
+      json_quote(test.name()), test.prompt, test.output, test.depth, test.batch, time.mean,
+      time.deviation, speed.mean, speed.deviation, fmt::join(nanoseconds, ", "));
+}
+
+std::string json_breakdown(const Breakdown& breakdown) {
+  std::string out = fmt::format(
+      R"({{"test": {}, "rows": {}, "recorded": {}, "step_us": {:.3f}, "sum_us": {:.3f}, )"
+      R"("limits": {{"read_bytes_per_s": {:.6g}, "flops": {:.6g}, "fp8_flops": {:.6g}}}, )"
+      R"("operations": [)",
+      json_quote(breakdown.test), breakdown.rows, breakdown.recorded, breakdown.step_microseconds,
+      breakdown.sum_microseconds(), breakdown.limits.read_bytes, breakdown.limits.flops,
+      breakdown.limits.fp8_flops);
+  const char* comma = "";
+  for (const BreakdownLine& line : breakdown.lines) {
+    out += fmt::format(
+        "{}\n    "
+        R"({{"layers": {}, "operation": {}, "calls": {}, "us": {:.3f}, "bytes": {:.0f}, )"
+        R"("flops": {:.0f}, "share_of_limit": {:.5f}}})",
+        comma, json_quote(line.where), json_quote(line.operation), line.calls, line.microseconds,
+        line.cost.bytes, line.cost.flops,
+        share_of_limit(breakdown.limits, line.cost, line.microseconds));
+    comma = ",";
+  }
+  return out + "]}";
+}
+
+std::string json(const BenchReport& report) {
+  const BenchSubject& s = report.subject;
+  std::string out =
+      fmt::format(R"({{"version": {}, "model": {}, "model_bytes": {:.0f}, "model_params": {:.0f}, )"
+                  R"("backend": {}, "device": {}, "tests": [)",
+                  json_quote(s.version), json_quote(s.model), s.bytes, s.parameters,
+                  json_quote(s.backend), json_quote(s.device));
+  const char* comma = "";
+  for (const BenchTest& test : report.tests) {
+    out += fmt::format("{}\n  {}", comma, json_test(test));
+    comma = ",";
+  }
+  out += "],\n \"breakdowns\": [";
+  comma = "";
+  for (const Breakdown& breakdown : report.breakdowns) {
+    out += fmt::format("{}\n  {}", comma, json_breakdown(breakdown));
+    comma = ",";
+  }
+  return out + "]}\n";
+}
+
+}  // namespace
+
+Spread spread_of(std::vector<double> values) {
+  if (values.empty()) return {};
+  std::ranges::sort(values);
+  const auto n = static_cast<double>(values.size());
+  Spread out;
+  out.mean = std::accumulate(values.begin(), values.end(), 0.0) / n;
+  double squares = 0;
+  for (const double v : values) squares += (v - out.mean) * (v - out.mean);
+  if (values.size() > 1) out.deviation = std::sqrt(squares / (n - 1));
+  const std::size_t middle = values.size() / 2;
+  out.median = values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+  return out;
+}
+
+std::string BenchTest::name() const {
+  std::string out = prompt > 0 ? fmt::format("pp{}", prompt) : fmt::format("tg{}", output);
+  if (batch > 1) out += fmt::format(" b{}", batch);
+  if (depth > 0) out += fmt::format(" @ d{}", depth);
+  return out;
+}
+
+Spread BenchTest::tokens_per_second() const {
+  std::vector<double> speeds;
+  for (const double s : seconds) speeds.push_back(tokens() / s);
+  return spread_of(speeds);
+}
+
+double Breakdown::sum_microseconds() const {
+  double sum = 0;
+  for (const BreakdownLine& line : lines) sum += line.microseconds;
+  return sum;
+}
+
+double share_of_limit(const DeviceLimits& limits, const OpCost& cost, double microseconds) {
+  return microseconds > 0 ? limits.seconds(cost.bytes, cost.flops) * 1e6 / microseconds : 0.0;
+}
+
+std::string describe(const DeviceLimits& limits) {
+  std::string out =
+      fmt::format("{:.0f} GB/s read, {:.2f} TFLOP/s", limits.read_bytes / 1e9, limits.flops / 1e12);
+  if (limits.fp8_flops > 0) out += fmt::format(", {:.2f} in 8 bits", limits.fp8_flops / 1e12);
+  return out;
+}
+
+std::string format_report(const BenchReport& report, const std::string& format) {
+  if (format == "csv") return csv(report);
+  if (format == "json") return json(report);
+  if (format != "md") fail("--output: expected md, csv or json, found '{}'", format);
+  std::string out = markdown_tests(report);
+  for (const Breakdown& breakdown : report.breakdowns) out += markdown_breakdown(breakdown);
+  return out;
+}
+
+}  // namespace quatrain::apps

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backends/cpu/probe.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <vector>
+
+#include "core/random.h"
+
+namespace quatrain {
+namespace {
+
+constexpr int kRepetitions = 5;
+constexpr std::int64_t kReadWords = std::int64_t{1} << 26;  // 512 MB
+constexpr std::int64_t kSteps = 200'000;                    // of the arithmetic loops
+constexpr int kChains = 12;  // independent accumulators: latency 4 or 5, two a cycle
+
+double best_seconds(const std::function<void()>& body) {
+  double best = 1e30;
+  for (int r = 0; r < kRepetitions; ++r) {
+    const auto start = std::chrono::steady_clock::now();
+    body();
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+// Eight sums, so that no addition waits for the one before.
+std::uint64_t sum_words(const std::uint64_t* words, std::int64_t count) {
+  std::uint64_t sums[8] = {};
+  for (std::int64_t i = 0; i + 8 <= count; i += 8)
+    for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+  std::uint64_t sum = 0;
+  for (const std::uint64_t s : sums) sum += s;
+  return sum;
+}
+
+// Each loop does kSteps * kChains vector instructions and returns something that depends on all.
+// `seed` keeps the operands unknown to the compiler.
+
+float fma_plain(float seed) {
+  float sums[kChains];
+  std::fill(sums, sums + kChains, seed);
+  for (std::int64_t i = 0; i < kSteps; ++i)
+    for (float& sum : sums) sum = sum * 0.999f + seed;
+  float all = 0;
+  for (const float sum : sums) all += sum;
+  return all;
+}
+
+__attribute__((target("avx2,fma"))) float fma_avx2(float seed) {
+  __m256 sums[kChains];
+  for (__m256& sum : sums) sum = _mm256_set1_ps(seed);
+  const __m256 factor = _mm256_set1_ps(0.999f), term = _mm256_set1_ps(seed);
+  for (std::int64_t i = 0; i < kSteps; ++i)
+    for (__m256& sum : sums) sum = _mm256_fmadd_ps(sum, factor, term);
+  for (int c = 1; c < kChains; ++c) sums[0] = _mm256_add_ps(sums[0], sums[c]);
+  float lanes[8];
+  _mm256_storeu_ps(lanes, sums[0]);
+  return lanes[0];
+}
+
+__attribute__((target("avx512f"))) float fma_avx512(float seed) {
+  __m512 sums[kChains];
+  for (__m512& sum : sums) sum = _mm512_set1_ps(seed);
+  const __m512 factor = _mm512_set1_ps(0.999f), term = _mm512_set1_ps(seed);
+  for (std::int64_t i = 0; i < kSteps; ++i)
+    for (__m512& sum : sums) sum = _mm512_fmadd_ps(sum, factor, term);
+  for (int c = 1; c < kChains; ++c) sums[0] = _mm512_add_ps(sums[0], sums[c]);
+  float lanes[16];
+  _mm512_storeu_ps(lanes, sums[0]);
+  return lanes[0];
+}
+
+__attribute__((target("avx512f,avx512vnni"))) float dot_vnni(float seed) {
+  __m512i sums[kChains];
+  for (__m512i& sum : sums) sum = _mm512_setzero_si512();
+  const __m512i a = _mm512_set1_epi32(static_cast<int>(seed * 1000)), b = _mm512_set1_epi8(3);
+  for (std::int64_t i = 0; i < kSteps; ++i)
+    for (__m512i& sum : sums) sum = _mm512_dpbusd_epi32(sum, a, b);
+  for (int c = 1; c < kChains; ++c) sums[0] = _mm512_xor_si512(sums[0], sums[c]);
+  int lanes[16];
+  _mm512_storeu_si512(lanes, sums[0]);
+  return static_cast<float>(lanes[0]);
+}
+
+// Operations per second of `loop` on all threads; one instruction of it does `operations`.
+double rate(ThreadPool& pool, float (*loop)(float), double operations) {
+  std::atomic<float> sink{0};
+  const double seconds = best_seconds([&] {
+    pool.parallel_for(pool.threads(), 1, [&](std::int64_t begin, std::int64_t, int) {
+      sink = loop(0.5f + static_cast<float>(begin));
+    });
+  });
+  return operations * static_cast<double>(kSteps) * kChains * pool.threads() / seconds;
+}
+
+double read_rate(ThreadPool& pool) {
+  std::vector<std::uint64_t> words(static_cast<std::size_t>(kReadWords));
+  constexpr std::int64_t kGrain = std::int64_t{1} << 17;
+  pool.parallel_for(kReadWords, kGrain, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t i = begin; i < end; ++i)
+      words[static_cast<std::size_t>(i)] = random_word(1, i);
+  });
+  std::atomic<std::uint64_t> sink{0};
+  const double seconds = best_seconds([&] {
+    pool.parallel_for(kReadWords, kGrain, [&](std::int64_t begin, std::int64_t end, int) {
+      sink += sum_words(words.data() + begin, end - begin);
+    });
+  });
+  return static_cast<double>(kReadWords) * 8 / seconds;
+}
+
+}  // namespace
+
+DeviceLimits measure_cpu_limits(ThreadPool& pool) {
+  DeviceLimits limits{.read_bytes = read_rate(pool)};
+  if (__builtin_cpu_supports("avx512f"))
+    limits.flops = rate(pool, fma_avx512, 32);
+  else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    limits.flops = rate(pool, fma_avx2, 16);
+  else
+    limits.flops = rate(pool, fma_plain, 2);
+  if (__builtin_cpu_supports("avx512vnni")) limits.fp8_flops = rate(pool, dot_vnni, 128);
+  return limits;
+}
+
+}  // namespace quatrain

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/compare_ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <span>
+
+#include "core/codec.h"
+#include "core/step_guard.h"
+
+namespace quatrain {
+namespace {
+
+std::int64_t row_width(const Tensor& t) { return t.dim(t.rank() - 1); }
+
+Tensor with_memory(const Tensor& shape, void* data, DType dtype) {
+  switch (shape.rank()) {
+    case 1:
+      return Tensor(data, dtype, {shape.dim(0)});
+    case 2:
+      return Tensor(data, dtype, {shape.dim(0), shape.dim(1)});
+    case 3:
+      return Tensor(data, dtype, {shape.dim(0), shape.dim(1), shape.dim(2)});
+    default:
+      return Tensor(data, dtype, {shape.dim(0), shape.dim(1), shape.dim(2), shape.dim(3)});
+  }
+}
+
+std::vector<std::byte> bytes_of_tensor(Ops& ops, const Tensor& t) {
+  std::vector<std::byte> out(static_cast<std::size_t>(t.bytes()));
+  ops.download(out.data(), t);
+  return out;
+}
+
+std::vector<float> floats_of(const std::vector<std::byte>& bytes, const Tensor& t) {
+  std::vector<float> out(static_cast<std::size_t>(t.elements()));
+  if (t.dtype() == DType::kF32) {
+    std::memcpy(out.data(), bytes.data(), bytes.size());
+  } else if (t.dtype() == DType::kBF16) {
+    const auto* in = reinterpret_cast<const std::uint16_t*>(bytes.data());
+    std::transform(in, in + out.size(), out.begin(), bf16_decode);
+  } else {
+    fail("{} cannot be compared with another backend's", t.describe());
+  }
+  return out;
+}
+
+std::vector<std::int32_t> ints_of(const std::vector<std::byte>& bytes) {
+  std::vector<std::int32_t> out(bytes.size() / sizeof(std::int32_t));
+  std::memcpy(out.data(), bytes.data(), bytes.size());
+  return out;
+}
+
+// Relative distance, accumulated over parts.
+struct Distance {
+  double error = 0, norm = 0;
+  bool finite = true;
+
+  void add(const float* subject, const float* reference, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      finite = finite && std::isfinite(subject[i]) && std::isfinite(reference[i]);
+      const double d = double{subject[i]} - double{reference[i]};
+      error += d * d;
+      norm += double{reference[i]} * double{reference[i]};
+    }
+  }
+  double value() const {
+    if (!finite || (norm == 0 && error > 0)) return std::numeric_limits<double>::infinity();
+    return norm == 0 ? 0.0 : std::sqrt(error / norm);
+  }
+};
+
+// Share of the subject's ids that are not in the same row of the reference; −1 stands for none.
+double ids_difference(std::vector<std::int32_t> subject, std::vector<std::int32_t> reference,
+                      std::int64_t width) {
+  std::int64_t wrong = 0, all = 0;
+  for (std::size_t begin = 0; begin < subject.size(); begin += static_cast<std::size_t>(width)) {
+    const auto row = [&](std::vector<std::int32_t>& ids) {
+      const auto first = ids.begin() + static_cast<std::ptrdiff_t>(begin);
+      std::sort(first, first + width);
+      return std::span(first, static_cast<std::size_t>(width));
+    };
+    const auto s = row(subject), r = row(reference);
+    all += width;
+    for (const std::int32_t id : s) wrong += !std::binary_search(r.begin(), r.end(), id);
+  }
+  return all == 0 ? 0.0 : static_cast<double>(wrong) / static_cast<double>(all);
+}
+
+}  // namespace
+
+// The reference's copies of one call's tensors, and what to compare afterwards.
+class CompareOps::Mirror {
+ public:
+  Mirror(CompareOps& owner, Ops& subject) : owner_(owner), subject_(subject) {}
+
+  Tensor in(const Tensor& t) { return copy(t, activation_type(t)); }
+  Tensor constant(const Tensor& t) {
+    if (!t) return t;
+    const auto found = owner_.constants_.find(t.data());
+    if (found != owner_.constants_.end()) return found->second.tensor;
+    Constant& made = owner_.constants_[t.data()];
+    made.memory = owner_.reference_.allocate(t.bytes());
+    made.tensor = with_memory(t, made.memory.data(), t.dtype());
+    owner_.reference_.upload(made.tensor, bytes_of_tensor(subject_, t).data());
+    return made.tensor;
+  }
+  /// An output; what it holds before the call is copied too, for operations in place.
+  Tensor out(const char* field, const Tensor& t) {
+    const Tensor mirror = in(t);
+    results_.push_back({field, t, mirror, Kind::kValues, {}});
+    return mirror;
+  }
+  Tensor chosen(const char* field, const Tensor& t) {
+    const Tensor mirror = in(t);
+    results_.push_back({field, t, mirror, Kind::kIds, {}});
+    return mirror;
+  }
+  /// A cache that the call only reads.
+  Tensor state(const Tensor& t) {
+    const bool is_cache = t && t.dtype() == subject_.cache_dtype();
+    return copy(t, is_cache ? owner_.reference_.cache_dtype() : t.dtype());
+  }
+  /// A cache that the call writes rows of.
+  Tensor written(const char* field, const Tensor& t) {
+    const Tensor mirror = state(t);
+    results_.push_back({field, t, mirror, Kind::kRows, floats(subject_, t)});
+    return mirror;
+  }
+
+  Batch batch(const Batch& b) {
+    return {.token_ids = in(b.token_ids),
+            .positions = in(b.positions),
+            .slots = in(b.slots),
+            .first_rows = in(b.first_rows),
+            .block_table = in(b.block_table)};
+  }
+  HcWeights hc(const HcWeights& w) {
+    return {.fn = constant(w.fn), .base = constant(w.base), .scale = constant(w.scale)};
+  }
+  const PackedLinear* linear(const PackedLinear* w) {
+    const auto found = owner_.linears_.find(w);
+    QT_CHECK(found != owner_.linears_.end(), "{} was not packed through CompareOps", w->name);
+    return found->second.get();
+  }
+  const PackedExperts* experts(const PackedExperts* w) {
+    const auto found = owner_.experts_.find(w);
+    QT_CHECK(found != owner_.experts_.end(), "{} was not packed through CompareOps", w->name);
+    return found->second.get();
+  }
+
+  void report(OpDifference difference) {
+    for (const Result& result : results_) {
+      difference.field = result.field;
+      difference.difference = measure(result);
+      owner_.differences_.push_back(difference);
+    }
+  }
+
+ private:
+  enum class Kind : std::uint8_t { kValues, kIds, kRows };
+  struct Result {
+    const char* field;
+    Tensor subject, reference;
+    Kind kind;
+    std::vector<float> before;  // of the subject, for kRows
+  };
+
+  DType activation_type(const Tensor& t) const {
+    const bool is_activation = t && t.dtype() == subject_.activation_dtype();
+    return is_activation ? owner_.reference_.activation_dtype() : t.dtype();
+  }
+
+  static std::vector<float> floats(Ops& ops, const Tensor& t) {
+    return floats_of(bytes_of_tensor(ops, t), t);
+  }
+
+  Tensor copy(const Tensor& t, DType dtype) {
+    if (!t) return t;
+    Tensor mirror = with_memory(t, nullptr, dtype);
+    memory_.push_back(owner_.reference_.allocate(mirror.bytes()));
+    mirror = with_memory(t, memory_.back().data(), dtype);
+    const std::vector<std::byte> bytes = bytes_of_tensor(subject_, t);
+    if (dtype == t.dtype()) {
+      owner_.reference_.upload(mirror, bytes.data());
+      return mirror;
+    }
+    const std::vector<float> wide = floats_of(bytes, t);
+    if (dtype == DType::kF32) {
+      owner_.reference_.upload(mirror, wide.data());
+      return mirror;
+    }
+    QT_CHECK(dtype == DType::kBF16, "cannot copy {} as {}", t.describe(), name_of(dtype));
+    std::vector<std::uint16_t> narrow(wide.size());
+    std::transform(wide.begin(), wide.end(), narrow.begin(), bf16_encode);
+    owner_.reference_.upload(mirror, narrow.data());
+    return mirror;
+  }
+
+  double measure(const Result& result) {
+    const std::int64_t width = row_width(result.subject);
+    if (result.kind == Kind::kIds)
+      return ids_difference(ints_of(bytes_of_tensor(subject_, result.subject)),
+                            ints_of(bytes_of_tensor(owner_.reference_, result.reference)), width);
+    const std::vector<float> subject = floats(subject_, result.subject);
+    std::vector<float> reference = floats(owner_.reference_, result.reference);
+    Distance distance;
+    if (result.kind == Kind::kValues) {
+      distance.add(subject.data(), reference.data(), std::ssize(subject));
+      return distance.value();
+    }
+    // Where the subject's cache is narrower, so is what the reference would have stored.
+    if (result.subject.dtype() == DType::kBF16)
+      for (float& x : reference) x = bf16_round(x);
+    const auto changed = [&](const std::vector<float>& now, std::int64_t begin) {
+      return std::memcmp(now.data() + begin, result.before.data() + begin,
+                         static_cast<std::size_t>(width) * sizeof(float)) != 0;
+    };
+    for (std::int64_t begin = 0; begin < std::ssize(subject); begin += width)
+      if (changed(subject, begin) || changed(reference, begin))
+        distance.add(subject.data() + begin, reference.data() + begin, width);
+    return distance.value();
+  }
+
+  CompareOps& owner_;
+  Ops& subject_;
+  std::vector<Buffer> memory_;
+  std::vector<Result> results_;
+};
+
+// ---- loading ----
+
+std::unique_ptr<PackedLinear> CompareOps::pack_linear(const QuantMatrix& w) {
+  auto packed = inner().pack_linear(w);
+  linears_[packed.get()] = reference_.pack_linear(w);
+  return packed;
+}
+
+std::unique_ptr<PackedExperts> CompareOps::make_experts(std::string name, std::int64_t count,
+                                                        std::int64_t hidden,
+                                                        std::int64_t intermediate) {
+  auto experts = inner().make_experts(name, count, hidden, intermediate);
+  experts_[experts.get()] = reference_.make_experts(std::move(name), count, hidden, intermediate);
+  return experts;
+}
+
+void CompareOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
+                             const QuantMatrix& w3, const QuantMatrix& w2) {
+  inner().pack_expert(experts, e, w1, w3, w2);
+  reference_.pack_expert(*experts_.at(&experts), e, w1, w3, w2);
+}
+
+void CompareOps::reserve(const StepLimits& limits) {
+  inner().reserve(limits);
+  reference_.reserve(limits);
+}
+
+// ---- the operations: the same arguments with the reference's tensors ----
+
+namespace {
+
+template <class M>
+op::Embed mirrored(const op::Embed& a, M& m) {
+  return {.ids = m.in(a.ids), .table = m.constant(a.table), .streams = m.out("streams", a.streams)};
+}
+
+template <class M>
+op::HcPre mirrored(op::HcPre a, M& m) {
+  a.streams = m.in(a.streams);
+  a.weights = m.hc(a.weights);
+  a.out = m.out("out", a.out);
+  a.post = m.out("post", a.post);
+  a.comb = m.out("comb", a.comb);
+  return a;
+}
+
+template <class M>
+op::HcPost mirrored(const op::HcPost& a, M& m) {
+  return {.f = m.in(a.f),
+          .post = m.in(a.post),
+          .comb = m.in(a.comb),
+          .streams = m.out("streams", a.streams)};
+}
+
+template <class M>
+op::HcHead mirrored(op::HcHead a, M& m) {
+  a.streams = m.in(a.streams);
+  a.weights = m.hc(a.weights);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::RmsNorm mirrored(op::RmsNorm a, M& m) {
+  a.x = m.in(a.x);
+  a.weight = m.constant(a.weight);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::Linear mirrored(op::Linear a, M& m) {
+  a.x = m.in(a.x);
+  a.w = m.linear(a.w);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::GroupedLinear mirrored(op::GroupedLinear a, M& m) {
+  a.x = m.in(a.x);
+  a.w = m.linear(a.w);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::Rope mirrored(op::Rope a, M& m) {
+  a.x = m.out("x", a.x);
+  a.positions = m.in(a.positions);
+  a.inv_freq = m.constant(a.inv_freq);
+  return a;
+}
+
+template <class M>
+op::RoundToGrid mirrored(op::RoundToGrid a, M& m) {
+  a.x = m.out("x", a.x);
+  return a;
+}
+
+template <class M>
+op::Compress mirrored(op::Compress a, M& m) {
+  a.batch = m.batch(a.batch);
+  a.values = m.in(a.values);
+  a.scores = m.in(a.scores);
+  a.bias = m.constant(a.bias);
+  a.norm_weight = m.constant(a.norm_weight);
+  a.inv_freq = m.constant(a.inv_freq);
+  a.state.values = m.written("state.values", a.state.values);
+  a.state.scores = m.written("state.scores", a.state.scores);
+  a.entries.rows = m.written("entries", a.entries.rows);
+  return a;
+}
+
+template <class M>
+op::IndexSelect mirrored(op::IndexSelect a, M& m) {
+  a.batch = m.batch(a.batch);
+  a.q = m.in(a.q);
+  a.weights = m.in(a.weights);
+  a.keys.rows = m.state(a.keys.rows);
+  a.selected = m.chosen("selected", a.selected);
+  return a;
+}
+
+template <class M>
+op::Attend mirrored(op::Attend a, M& m) {
+  a.batch = m.batch(a.batch);
+  a.q = m.in(a.q);
+  a.latents = m.in(a.latents);
+  a.ring = m.state(a.ring);
+  a.entries.rows = m.state(a.entries.rows);
+  a.selected = m.in(a.selected);
+  a.sinks = m.constant(a.sinks);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::KvStore mirrored(op::KvStore a, M& m) {
+  a.batch = m.batch(a.batch);
+  a.latents = m.in(a.latents);
+  a.ring = m.written("ring", a.ring);
+  return a;
+}
+
+template <class M>
+op::Route mirrored(op::Route a, M& m) {
+  a.logits = m.in(a.logits);
+  a.bias = m.constant(a.bias);
+  a.hash_table = m.constant(a.hash_table);
+  a.token_ids = m.in(a.token_ids);
+  a.ids = m.chosen("ids", a.ids);
+  a.weights = m.out("weights", a.weights);
+  return a;
+}
+
+template <class M>
+op::SwiGlu mirrored(op::SwiGlu a, M& m) {
+  a.gate = m.in(a.gate);
+  a.up = m.in(a.up);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::Experts mirrored(op::Experts a, M& m) {
+  a.batch = m.batch(a.batch);
+  a.x = m.in(a.x);
+  a.ids = m.in(a.ids);
+  a.weights = m.in(a.weights);
+  a.w = m.experts(a.w);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::GatherRows mirrored(op::GatherRows a, M& m) {
+  a.x = m.in(a.x);
+  a.rows = m.in(a.rows);
+  a.out = m.out("out", a.out);
+  return a;
+}
+
+template <class M>
+op::AddToStreams mirrored(op::AddToStreams a, M& m) {
+  a.e = m.in(a.e);
+  a.streams = m.out("streams", a.streams);
+  return a;
+}
+
+}  // namespace
+
+template <class Args>
+void CompareOps::compare(const Args& args, void (Ops::*method)(const Args&)) {
+  const StepGuardPause pause(nullptr);
+  Mirror mirror(*this, inner());
+  const Args copies = mirrored(args, mirror);
+  (inner().*method)(args);
+  (reference_.*method)(copies);
+  const OpCall call = describe_call(args);
+  mirror.report({.name = call.name,
+                 .weight = call.linear != nullptr ? short_weight_name(call.linear->name) : "",
+                 .field = "",
+                 .part = std::string(part()),
+                 .layer = layer()});
+}
+
+#define QT_COMPARED(Args, method) \
+  void CompareOps::method(const op::Args& args) { compare(args, &Ops::method); }
+QT_FOR_EACH_OP(QT_COMPARED)
+#undef QT_COMPARED
+
+}  // namespace quatrain
