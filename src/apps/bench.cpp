@@ -13,6 +13,7 @@ void add_bench(CLI::App& app) {
       app.add_subcommand("bench", "Measure speed: e2e for a model, ops for operations");
   verb->require_subcommand(1);
   add_bench_e2e(*verb);
+  add_bench_ops(*verb);
 }
 
 }  // namespace quatrain::apps

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
 
 #include "core/error.h"
@@ -149,6 +148,57 @@ std::string json(const BenchReport& report) {
   return out + "]}\n";
 }
 
+// ---- operations ----
+
+std::string markdown(const OpsReport& report) {
+  std::string out = fmt::format(
+      "{}: {}\n\n"
+      "| model | operation | weights, widths | rows | context | µs | GB/s | TFLOP/s | of limit |\n"
+      "|---|---|---|---:|---:|---:|---:|---:|---:|\n",
+      report.subject.device, describe(report.limits));
+  for (const OpResult& r : report.results)
+    out += fmt::format("| {} | {} | {} | {} | {} | {:.2f} | {:.0f} | {:.2f} | {:.1f} % |\n",
+                       r.model, r.operation, r.shape, r.rows,
+                       r.context > 0 ? fmt::to_string(r.context) : "", r.microseconds,
+                       r.cost.bytes / r.microseconds / 1e3, r.cost.flops / r.microseconds / 1e6,
+                       100 * share_of_limit(report.limits, r.cost, r.microseconds));
+  return out;
+}
+
+std::string csv(const OpsReport& report) {
+  std::string out =
+      "version,backend,device,model,operation,shape,rows,context,microseconds,bytes,flops,"
+      "share_of_limit\n";
+  for (const OpResult& r : report.results)
+    out += fmt::format("{},{},{},{},{},{},{},{},{:.3f},{:.0f},{:.0f},{:.5f}\n",
+                       csv_quote(report.subject.version), csv_quote(report.subject.backend),
+                       csv_quote(report.subject.device), csv_quote(r.model), csv_quote(r.operation),
+                       csv_quote(r.shape), r.rows, r.context, r.microseconds, r.cost.bytes,
+                       r.cost.flops, share_of_limit(report.limits, r.cost, r.microseconds));
+  return out;
+}
+
+std::string json(const OpsReport& report) {
+  std::string out = fmt::format(
+      R"({{"version": {}, "backend": {}, "device": {}, "limits": {{"read_bytes_per_s": {:.6g}, )"
+      R"("flops": {:.6g}, "fp8_flops": {:.6g}}}, "results": [)",
+      json_quote(report.subject.version), json_quote(report.subject.backend),
+      json_quote(report.subject.device), report.limits.read_bytes, report.limits.flops,
+      report.limits.fp8_flops);
+  const char* comma = "";
+  for (const OpResult& r : report.results) {
+    out += fmt::format(
+        "{}\n  "
+        R"({{"model": {}, "operation": {}, "shape": {}, "rows": {}, "context": {}, "us": {:.3f}, )"
+        R"("bytes": {:.0f}, "flops": {:.0f}, "share_of_limit": {:.5f}}})",
+        comma, json_quote(r.model), json_quote(r.operation), json_quote(r.shape), r.rows, r.context,
+        r.microseconds, r.cost.bytes, r.cost.flops,
+        share_of_limit(report.limits, r.cost, r.microseconds));
+    comma = ",";
+  }
+  return out + "]}\n";
+}
+
 }  // namespace
 
 Spread spread_of(std::vector<double> values) {
@@ -193,6 +243,13 @@ std::string describe(const DeviceLimits& limits) {
       fmt::format("{:.0f} GB/s read, {:.2f} TFLOP/s", limits.read_bytes / 1e9, limits.flops / 1e12);
   if (limits.fp8_flops > 0) out += fmt::format(", {:.2f} in 8 bits", limits.fp8_flops / 1e12);
   return out;
+}
+
+std::string format_report(const OpsReport& report, const std::string& format) {
+  if (format == "csv") return csv(report);
+  if (format == "json") return json(report);
+  if (format != "md") fail("--output: expected md, csv or json, found '{}'", format);
+  return markdown(report);
 }
 
 std::string format_report(const BenchReport& report, const std::string& format) {

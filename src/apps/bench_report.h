@@ -66,6 +66,23 @@ struct Breakdown {
   double sum_microseconds() const;
 };
 
+/// One line of `bench ops`: an operation at one shape.
+struct OpResult {
+  std::string model;      ///< whose shape: "flash"
+  std::string operation;  ///< "linear wq_b"
+  std::string shape;      ///< "FP8 128x128 [32768, 1024]"
+  std::int64_t rows = 0;
+  std::int64_t context = 0;  ///< 0 where it does not matter
+  double microseconds = 0;   ///< median of one call
+  OpCost cost;
+};
+
+struct OpsReport {
+  BenchSubject subject;
+  DeviceLimits limits;
+  std::vector<OpResult> results;
+};
+
 struct BenchReport {
   BenchSubject subject;
   std::vector<BenchTest> tests;
@@ -74,6 +91,8 @@ struct BenchReport {
 
 /// `format` is "md", "csv" or "json". Throws on any other.
 std::string format_report(const BenchReport& report, const std::string& format);
+
+std::string format_report(const OpsReport& report, const std::string& format);
 
 /// Share of the device's limit: time at the limit over time taken, 0 to 1.
 double share_of_limit(const DeviceLimits& limits, const OpCost& cost, double microseconds);

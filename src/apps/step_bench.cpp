@@ -116,15 +116,16 @@ std::vector<std::vector<double>> StepBench::time_operations(Breakdown& breakdown
   breakdown.recorded = ops_.can_record();
   if (breakdown.recorded) {
     const auto plain = runner_.record_step(ops_, step);
-    const auto clock = ops_.make_clock(2);
+    // Replays follow each other without the host; the first one, which waits for it, does not
+    // count.
+    const auto clock = ops_.make_clock(repetitions + 2);
+    clock->mark();
     for (int r = 0; r <= repetitions; ++r) {
-      clock->restart();
-      clock->mark();
       plain->replay();
       clock->mark();
-      const double time = clock->intervals().front();
-      if (r > 0) whole.push_back(time);
     }
+    whole = clock->intervals();
+    whole.erase(whole.begin());
     const auto marked = runner_.record_step(timing, step);
     for (int r = 0; r <= repetitions; ++r) {
       marked->replay();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "core/codec.h"
 #include "core/random.h"
@@ -82,28 +83,46 @@ void KvCache::poison(Ops& ops) const {
   }
 }
 
+namespace {
+
+// Random numbers of deviation 1 in the type of a cache. Bytes are packed rows: what they hold is
+// the backend's business, and these are finite whichever of its formats a byte belongs to.
+std::vector<std::byte> random_values(DType dtype, std::int64_t count, std::uint64_t seed) {
+  std::vector<std::byte> out(static_cast<std::size_t>(count * bytes_of(dtype)));
+  const auto fill = [&](auto* values, auto make) {
+    for (std::int64_t i = 0; i < count; ++i) values[i] = make(random_word(seed, i));
+  };
+  if (dtype == DType::kF32)
+    fill(reinterpret_cast<float*>(out.data()), random_normal);
+  else if (dtype == DType::kBF16)
+    fill(reinterpret_cast<std::uint16_t*>(out.data()),
+         [](std::uint64_t word) { return bf16_encode(random_normal(word)); });
+  else if (dtype == DType::kF16)
+    fill(reinterpret_cast<std::uint16_t*>(out.data()),
+         [](std::uint64_t word) { return f16_encode(random_normal(word)); });
+  else if (dtype == DType::kU8)
+    fill(reinterpret_cast<std::uint8_t*>(out.data()),
+         [](std::uint64_t word) { return static_cast<std::uint8_t>(0x38 | (word & 7)); });
+  else
+    fail("a cache of {} cannot be filled with random numbers", name_of(dtype));
+  return out;
+}
+
+}  // namespace
+
 void KvCache::randomise(Ops& ops, std::uint64_t seed) const {
-  // One block of numbers for all, read from a place that moves: no two rows need be alike.
+  // One list of numbers per type, read from a place that moves: no two rows need be alike.
   constexpr std::int64_t kElements = (std::int64_t{1} << 20) + 311;
-  std::vector<float> wide(kElements);
-  std::vector<std::uint16_t> narrow(kElements);
-  for (std::int64_t i = 0; i < kElements; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    wide[at] = random_normal(random_word(seed, i));
-    narrow[at] = bf16_encode(wide[at]);
-  }
-  std::uint64_t piece = 0;
+  std::map<DType, std::vector<std::byte>> lists;
+  std::int64_t piece = 0;
   for (const Tensor& tensor : tensors_) {
-    const bool is_f32 = tensor.dtype() == DType::kF32;
-    if (!is_f32 && tensor.dtype() != DType::kBF16)
-      fail("a cache of {} cannot be filled with random numbers", tensor.describe());
+    std::vector<std::byte>& list = lists[tensor.dtype()];
+    if (list.empty()) list = random_values(tensor.dtype(), kElements, seed);
     const Tensor flat = tensor.reshaped({tensor.elements()});
     for (std::int64_t at = 0; at < flat.dim(0);) {
-      const auto begin = static_cast<std::int64_t>(
-          random_word(seed, -1 - static_cast<std::int64_t>(piece++)) % (kElements / 2));
+      const auto begin = static_cast<std::int64_t>(random_word(~seed, piece++) % (kElements / 2));
       const std::int64_t n = std::min(flat.dim(0) - at, kElements - begin);
-      ops.upload(flat.rows(at, n),
-                 is_f32 ? static_cast<const void*>(wide.data() + begin) : narrow.data() + begin);
+      ops.upload(flat.rows(at, n), list.data() + begin * bytes_of(tensor.dtype()));
       at += n;
     }
   }

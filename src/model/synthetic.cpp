@@ -73,17 +73,20 @@ std::vector<std::int64_t> synthetic_ratios(const std::vector<std::int64_t>& full
   return ratios;
 }
 
-ModelSource synthetic_model(std::string_view name, std::int64_t layers) {
+V4Config synthetic_config(std::string_view name, std::int64_t layers) {
   const auto* preset = std::ranges::find(kPresets, name, &Preset::name);
   if (preset == std::end(kPresets))
     fail("--synthetic: expected flash, pro or storyteller, found '{}'", name);
   if (layers == 0) layers = preset->layers;
   if (layers < 1 || layers > preset->layers)
     fail("--layers: {} has 1 to {} layers, found {}", name, preset->layers, layers);
-  const std::string title = fmt::format("synthetic-{}-{}L", name, layers);
-  const std::string json =
-      config_json(*preset, synthetic_ratios(published_ratios(*preset), layers));
-  V4Config config = parse_config(json, title);
+  return parse_config(config_json(*preset, synthetic_ratios(published_ratios(*preset), layers)),
+                      fmt::format("synthetic {}", name));
+}
+
+ModelSource synthetic_model(std::string_view name, std::int64_t layers) {
+  V4Config config = synthetic_config(name, layers);
+  const std::string title = fmt::format("synthetic-{}-{}L", name, config.num_layers);
   Checkpoint checkpoint = Checkpoint::from_file(synthetic_file(config, title));
   return {.name = title, .config = std::move(config), .checkpoint = std::move(checkpoint)};
 }

@@ -22,6 +22,9 @@ namespace quatrain {
 /// as early as possible.
 ModelSource synthetic_model(std::string_view preset, std::int64_t layers);
 
+/// The architecture alone of such a model.
+V4Config synthetic_config(std::string_view preset, std::int64_t layers);
+
 /// The compress ratios of such a model; `full` are the published ones.
 std::vector<std::int64_t> synthetic_ratios(const std::vector<std::int64_t>& full,
                                            std::int64_t layers);

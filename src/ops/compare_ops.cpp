@@ -41,8 +41,11 @@ std::vector<float> floats_of(const std::vector<std::byte>& bytes, const Tensor& 
   } else if (t.dtype() == DType::kBF16) {
     const auto* in = reinterpret_cast<const std::uint16_t*>(bytes.data());
     std::transform(in, in + out.size(), out.begin(), bf16_decode);
+  } else if (t.dtype() == DType::kF16) {
+    const auto* in = reinterpret_cast<const std::uint16_t*>(bytes.data());
+    std::transform(in, in + out.size(), out.begin(), f16_decode);
   } else {
-    fail("{} cannot be compared with another backend's", t.describe());
+    fail("{} has a layout of its own and cannot be compared with another backend's", t.describe());
   }
   return out;
 }
@@ -188,14 +191,8 @@ class CompareOps::Mirror {
       return mirror;
     }
     const std::vector<float> wide = floats_of(bytes, t);
-    if (dtype == DType::kF32) {
-      owner_.reference_.upload(mirror, wide.data());
-      return mirror;
-    }
-    QT_CHECK(dtype == DType::kBF16, "cannot copy {} as {}", t.describe(), name_of(dtype));
-    std::vector<std::uint16_t> narrow(wide.size());
-    std::transform(wide.begin(), wide.end(), narrow.begin(), bf16_encode);
-    owner_.reference_.upload(mirror, narrow.data());
+    QT_CHECK(dtype == DType::kF32, "the reference should keep FP32, found {}", name_of(dtype));
+    owner_.reference_.upload(mirror, wide.data());
     return mirror;
   }
 
@@ -214,6 +211,8 @@ class CompareOps::Mirror {
     // Where the subject's cache is narrower, so is what the reference would have stored.
     if (result.subject.dtype() == DType::kBF16)
       for (float& x : reference) x = bf16_round(x);
+    if (result.subject.dtype() == DType::kF16)
+      for (float& x : reference) x = f16_decode(f16_encode(x));
     const auto changed = [&](const std::vector<float>& now, std::int64_t begin) {
       return std::memcmp(now.data() + begin, result.before.data() + begin,
                          static_cast<std::size_t>(width) * sizeof(float)) != 0;

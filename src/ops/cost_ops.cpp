@@ -21,6 +21,11 @@ double visible(const RowPool& pool, std::int64_t context) {
   return pool.rows ? static_cast<double>(context / pool.ratio) : 0.0;
 }
 
+// At most as many sequences as there are slots, and at least one row each.
+double sequences(const Batch& batch) {
+  return static_cast<double>(std::min(batch.rows(), batch.block_table.dim(0)));
+}
+
 double row_bytes(const Tensor& rows) {
   return static_cast<double>(rows.dim(rows.rank() - 1) * bytes_of(rows.dtype()));
 }
@@ -76,17 +81,21 @@ OpCost cost_of(const op::IndexSelect& a, std::int64_t context) {
   const double keys = visible(a.keys, context);
   const bool scored = keys > static_cast<double>(a.selected.dim(1));
   return {.bytes = bytes({a.q, a.weights, a.selected}) +
-                   (scored ? static_cast<double>(a.q.dim(0)) * keys * row_bytes(a.keys.rows) : 0.0),
+                   (scored ? sequences(a.batch) * keys * row_bytes(a.keys.rows) : 0.0),
           .flops = scored ? 2 * elements(a.q) * keys : 0.0};
 }
 
 OpCost cost_of(const op::Attend& a, std::int64_t context) {
   const double window = static_cast<double>(std::min(a.ring.dim(1), context));
-  double keys = visible(a.entries, context);
-  if (a.selected) keys = std::min(keys, static_cast<double>(a.selected.dim(1)));
-  keys += window;
-  return {.bytes = bytes({a.q, a.latents, a.out}) +
-                   static_cast<double>(a.q.dim(0)) * keys * row_bytes(a.latents),
+  const double entries = visible(a.entries, context);
+  const double attended =
+      a.selected ? std::min(entries, static_cast<double>(a.selected.dim(1))) : entries;
+  const double keys = attended + window;
+  // Rows of one sequence share its window and most of its entries.
+  const double read =
+      std::min(static_cast<double>(a.q.dim(0)) * attended, sequences(a.batch) * entries) +
+      sequences(a.batch) * window;
+  return {.bytes = bytes({a.q, a.latents, a.out}) + read * row_bytes(a.ring),
           .flops = 4 * elements(a.q) * keys};
 }
 

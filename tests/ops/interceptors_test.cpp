@@ -328,20 +328,22 @@ TEST(Cost, OfAttentionCountsVisibleKeys) {
                   .selected = {},
                   .sinks = f32({2}),
                   .out = f32({3, 2, 8})};
-  const auto expect_keys = [&](double keys, std::int64_t context) {
+  // `keys` that a row sees, `read` by all: rows of one sequence share what they read, and three
+  // rows belong to two sequences at least.
+  const auto expect_keys = [&](double keys, double read, std::int64_t context) {
     CostOps cost(cpu, context);
     cost.attend(call);
     EXPECT_EQ(cost.total().flops, 3 * 2 * 8 * 4 * keys);
-    EXPECT_EQ(cost.total().bytes, 4.0 * (2 * 48 + 24) + 3 * keys * 8 * 4);
+    EXPECT_EQ(cost.total().bytes, 4.0 * (2 * 48 + 24) + read * 8 * 4);
   };
-  expect_keys(128, 1000);
-  expect_keys(50, 50);
+  expect_keys(128, 2 * 128, 1000);
+  expect_keys(50, 2 * 50, 50);
   call.entries = {.rows = f32({64, 8}), .ratio = 128};
-  expect_keys(128 + 7, 1000);
+  expect_keys(128 + 7, 2 * (128 + 7), 1000);
   call.entries.ratio = 4;
   call.selected = i32({3, 64});
-  expect_keys(128 + 64, 1000);
-  expect_keys(100 + 25, 100);
+  expect_keys(128 + 64, 2 * 128 + 3 * 64, 1000);
+  expect_keys(100 + 25, 2 * (100 + 25), 100);
 }
 
 TEST(Cost, RunsNoOperation) {
