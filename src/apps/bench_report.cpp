@@ -47,14 +47,24 @@ std::string markdown_breakdown(const Breakdown& breakdown) {
       breakdown.test, breakdown.rows, breakdown.step_microseconds,
       breakdown.recorded ? "as one replay" : "run eagerly", breakdown.sum_microseconds(),
       describe(breakdown.limits));
-  BreakdownLine all;
-  for (const BreakdownLine& line : breakdown.lines) {
+  // Lines of one kind of layer stand together; a sum follows each kind, and one of all.
+  BreakdownLine kind, all;
+  const auto add = [](BreakdownLine& sum, const BreakdownLine& line) {
+    sum.calls += line.calls;
+    sum.microseconds += line.microseconds;
+    sum.cost.bytes += line.cost.bytes;
+    sum.cost.flops += line.cost.flops;
+  };
+  for (std::size_t i = 0; i < breakdown.lines.size(); ++i) {
+    const BreakdownLine& line = breakdown.lines[i];
     out += markdown_row(line.where, line.operation, line.calls, line.microseconds, line.cost,
                         breakdown);
-    all.calls += line.calls;
-    all.microseconds += line.microseconds;
-    all.cost.bytes += line.cost.bytes;
-    all.cost.flops += line.cost.flops;
+    add(kind, line);
+    add(all, line);
+    if (i + 1 < breakdown.lines.size() && breakdown.lines[i + 1].where == line.where) continue;
+    out += markdown_row(fmt::format("**{}**", line.where), "", kind.calls, kind.microseconds,
+                        kind.cost, breakdown);
+    kind = {};
   }
   return out + markdown_row("all", "", all.calls, all.microseconds, all.cost, breakdown);
 }

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.dom.minidom
 
 QUATRAIN, MODEL = sys.argv[1:3]
+PLOT = pathlib.Path(__file__).resolve().parents[2] / "bench" / "plot.py"
 
 
 def run(*args, stdin="", env=None):
@@ -153,6 +155,99 @@ class Others(unittest.TestCase):
 
     def test_quantize_leaves_an_existing_checkpoint_alone(self):
         self.assertEqual(run("quantize", MODEL, MODEL).returncode, 1)
+
+
+SYNTHETIC = ("--synthetic", "storyteller", "--layers", 3)
+
+
+class Bench(unittest.TestCase):
+    def test_e2e_prints_llama_benchs_table(self):
+        result = run("bench", "e2e", MODEL, "--backend", "cpu", "-p", "8,16", "-n", 2, "-r", 2, "-d", "0,40")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = result.stdout.splitlines()
+        self.assertEqual(lines[0], "| model | size | params | backend | test | t/s |")
+        tests = [line.split("|")[5].strip() for line in lines[2:]]
+        self.assertEqual(tests, ["pp8", "pp16", "tg2", "pp8 @ d40", "pp16 @ d40", "tg2 @ d40"])
+
+    def test_e2e_breaks_a_step_down(self):
+        result = run("bench", "e2e", *SYNTHETIC, "--backend", "cpu", "-p", 0, "-n", 1, "-r", 1, "-b", 2,
+                     "--breakdown", "--breakdown-repetitions", 1, "-o", "json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        report = json.loads(result.stdout)
+        self.assertEqual(report["model"], "synthetic-storyteller-3L")
+        breakdown = report["breakdowns"][0]
+        self.assertEqual(breakdown["rows"], 2)
+        self.assertIn("experts", {line["operation"] for line in breakdown["operations"]})
+        self.assertGreater(breakdown["limits"]["read_bytes_per_s"], 1e8)
+
+    def test_ops_measures_what_is_asked_for(self):
+        result = run("bench", "ops", "--backend", "cpu", "--models", "storyteller", "--rows", "1,3",
+                     "--filter", "linear gate", "-r", 2, "-o", "json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = json.loads(result.stdout)["results"]
+        self.assertEqual([(line["operation"], line["rows"]) for line in lines],
+                         [("linear gate", 1), ("linear gate", 3)])
+
+    def test_results_are_drawn(self):
+        e2e = run("bench", "e2e", *SYNTHETIC, "--backend", "cpu", "-p", 2, "-n", 0, "-r", 1, "--breakdown",
+                  "--breakdown-repetitions", 1, "-o", "json")
+        ops = run("bench", "ops", "--backend", "cpu", "--models", "storyteller", "--rows", 1, "--filter", "gate",
+                  "-r", 1, "-o", "json")
+        with tempfile.TemporaryDirectory() as folder:
+            for number, result in enumerate((e2e, ops)):
+                path = pathlib.Path(folder, f"{number}.json")
+                path.write_text(result.stdout, encoding="utf-8")
+                subprocess.run([sys.executable, PLOT, path, "-o", folder], check=True, capture_output=True)
+            drawn = sorted(path.name for path in pathlib.Path(folder).glob("*.svg"))
+            self.assertEqual(drawn, ["breakdown-pp2.svg", "ops.svg", "speed.svg"])
+            for name in drawn:
+                svg = xml.dom.minidom.parse(f"{folder}/{name}")
+                self.assertGreater(len(svg.getElementsByTagName("rect")), 1, name)
+            broken = subprocess.run([sys.executable, PLOT, __file__], capture_output=True, text=True)
+            self.assertEqual(broken.returncode, 1)
+            self.assertIn("not a result", broken.stderr)
+
+    def test_what_cannot_be_measured_is_refused(self):
+        for flags in (("-p", "0", "-n", "0"), ("-p", "4-1"), ("-b", "0"), ("-p", "8", "-c", "9999999")):
+            self.assertEqual(run("bench", "e2e", *SYNTHETIC, "--backend", "cpu", *flags).returncode, 1, flags)
+        self.assertEqual(run("bench", "e2e", "--backend", "cpu").returncode, 1)
+        self.assertNotEqual(run("bench", "e2e", MODEL, *SYNTHETIC).returncode, 0)
+        self.assertNotEqual(run("bench").returncode, 0)
+
+
+class Verify(unittest.TestCase):
+    def test_a_whole_checkpoint_passes(self):
+        for flags in ((), ("--full",)):
+            result = run("verify", MODEL, *flags)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("1517 tensors", result.stdout)
+
+    def test_a_truncated_checkpoint_does_not(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "model.safetensors"):
+                pathlib.Path(folder, name).write_bytes(pathlib.Path(MODEL, name).read_bytes())
+            path = pathlib.Path(folder, "model.safetensors")
+            path.write_bytes(path.read_bytes()[:-1])
+            result = run("verify", folder)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("model.safetensors", result.stderr)
+
+    def test_the_cpu_agrees_with_itself_at_any_context(self):
+        result = run("verify", *SYNTHETIC, "--backend", "cpu", "--against", "cpu", "--rows", 2,
+                     "--context", "1,300,20000", "--tolerance", 0)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stdout.count("context "), 3)
+        self.assertIn("index_select selected", result.stdout)
+
+
+class Doctor(unittest.TestCase):
+    def test_text_and_json_agree(self):
+        text, report = run("doctor"), json.loads(run("doctor", "--json").stdout)
+        self.assertEqual(text.returncode, 0, text.stderr)
+        self.assertIn(f"{report['warnings']} warnings, {report['failures']} failures", text.stdout)
+        subjects = [finding["subject"] for finding in report["findings"]]
+        for subject in ("cores", "memory", "cuda", "--backend auto"):
+            self.assertIn(subject, subjects)
 
 
 if __name__ == "__main__":
