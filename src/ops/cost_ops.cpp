@@ -66,7 +66,10 @@ OpCost cost_of(const op::GroupedLinear& a, std::int64_t) {
 }
 
 OpCost cost_of(const op::Rope& a, std::int64_t) {
-  return {.bytes = 2 * bytes({a.x}), .flops = 3 * elements(a.x)};
+  // The other columns stay as they are.
+  const double rotated = elements(a.x) / static_cast<double>(a.x.dim(a.x.rank() - 1)) * 2 *
+                         static_cast<double>(a.inv_freq.dim(0));
+  return {.bytes = 2 * rotated * static_cast<double>(bytes_of(a.x.dtype())), .flops = 3 * rotated};
 }
 
 OpCost cost_of(const op::RoundToGrid& a, std::int64_t) {
@@ -74,7 +77,15 @@ OpCost cost_of(const op::RoundToGrid& a, std::int64_t) {
 }
 
 OpCost cost_of(const op::Compress& a, std::int64_t) {
-  return {.bytes = 2 * bytes({a.values, a.scores}), .flops = 6 * elements(a.values)};
+  // Every row is kept; one in `ratio` closes a window, which is read whole and makes an entry. A
+  // CSA window spans two times `ratio` rows, of which half the channels count each.
+  const auto ratio = static_cast<double>(a.entries.ratio);
+  const double width = elements(a.norm_weight);
+  const double closing = static_cast<double>(a.values.dim(0)) / ratio;
+  const double window = (a.entries.ratio == 4 ? 2 * ratio : ratio) * width;
+  return {.bytes = 2 * bytes({a.values, a.scores}) +
+                   closing * (2 * 4 * window + row_bytes(a.entries.rows)),
+          .flops = elements(a.values) + closing * 6 * window};
 }
 
 OpCost cost_of(const op::IndexSelect& a, std::int64_t context) {

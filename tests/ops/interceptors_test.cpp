@@ -346,6 +346,34 @@ TEST(Cost, OfAttentionCountsVisibleKeys) {
   expect_keys(100 + 25, 2 * (100 + 25), 100);
 }
 
+TEST(Cost, OfRotationCountsTheRotatedColumns) {
+  CpuOps cpu(1);
+  CostOps cost(cpu, 10);
+  cost.rope({.x = f32({3, 2, 8}), .positions = i32({3}), .inv_freq = f32({2})});
+  EXPECT_EQ(cost.total().bytes, 2.0 * 3 * 2 * 4 * 4);
+  EXPECT_EQ(cost.total().flops, 3.0 * 3 * 2 * 4);
+}
+
+TEST(Cost, OfCompressionCountsTheWindowsThatClose) {
+  CpuOps cpu(1);
+  // 8 rows close two CSA windows of 8 slots, or a sixteenth of an HCA window of 128.
+  for (const std::int64_t ratio : {4, 128}) {
+    const std::int64_t channels = ratio == 4 ? 16 : 8;
+    CostOps cost(cpu, 10);
+    cost.compress({.batch = batch_of(8),
+                   .values = f32({8, channels}),
+                   .scores = f32({8, channels}),
+                   .bias = f32({ratio, channels}),
+                   .norm_weight = f32({8}),
+                   .inv_freq = f32({2}),
+                   .state = {},
+                   .entries = {.rows = f32({64, 8}), .ratio = ratio}});
+    const double windows = ratio == 4 ? 2 : 1.0 / 16, slots = ratio == 4 ? 8 : 128;
+    EXPECT_DOUBLE_EQ(cost.total().bytes, 2.0 * 2 * 8 * static_cast<double>(channels) * 4 +
+                                             windows * (slots * 8 * 2 * 4 + 8 * 4));
+  }
+}
+
 TEST(Cost, RunsNoOperation) {
   CpuOps cpu(1);
   CostOps cost(cpu, 10);
