@@ -313,7 +313,7 @@ std::span<const float> ModelRunner::host_logits(std::int64_t rows) const {
 std::unique_ptr<Ops::Recording> ModelRunner::record_step(Ops& ops,
                                                          std::span<const SequenceChunk> chunks) {
   check(chunks);
-  fill_rows(chunks);
+  fill_rows(chunks, 0, false);
   ops_.upload(inputs_, host_inputs_.data());
   run_forward(ops, rows_, wanted_rows_);  // once eagerly: sets up what recording may not
   return ops.record([&] { run_forward(ops, rows_, wanted_rows_); });
