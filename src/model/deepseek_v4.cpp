@@ -89,15 +89,18 @@ void DeepseekV4::block(const Step& step, std::int64_t layer, const LayerWeights&
     Tensor y = step.make({tokens, config_.hidden_size});
     Tensor post = step.make_f32({tokens, hc});
     Tensor comb = step.make_f32({tokens, hc, hc});
-    step.ops.hc_pre({.streams = streams,
-                     .weights = hc_weights,
-                     .sinkhorn_iters = static_cast<int>(config_.hc_sinkhorn_iters),
-                     .hc_eps = static_cast<float>(config_.hc_eps),
-                     .norm_eps = static_cast<float>(config_.rms_norm_eps),
-                     .out = y,
-                     .post = post,
-                     .comb = comb});
-    Tensor f = body(norm(step, y, norm_weight));
+    const auto norm_eps = static_cast<float>(config_.rms_norm_eps);
+    step.ops.hc_pre_norm({.pre = {.streams = streams,
+                                  .weights = hc_weights,
+                                  .sinkhorn_iters = static_cast<int>(config_.hc_sinkhorn_iters),
+                                  .hc_eps = static_cast<float>(config_.hc_eps),
+                                  .norm_eps = norm_eps,
+                                  .out = y,
+                                  .post = post,
+                                  .comb = comb},
+                          .norm_weight = norm_weight,
+                          .eps = norm_eps});
+    Tensor f = body(y);
     step.ops.hc_post({.f = f, .post = post, .comb = comb, .streams = streams});
   };
   sub_layer("attn", w.hc_attn, w.attn_norm, [&](Tensor x) { return attention(step, w, cache, x); });
@@ -113,22 +116,52 @@ Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const Laye
   const auto eps = static_cast<float>(config_.rms_norm_eps);
   const Tensor inv_freq = frequencies(w.ratio);
 
-  // Queries: low-rank, normalised per head without a weight, rotated on the trailing dims.
-  Tensor qr = norm(step, linear(step, x, *a.wq_a), a.q_norm);
-  Tensor q = linear(step, qr, *a.wq_b).reshaped({tokens, heads, n});
-  step.ops.rms_norm({.x = q, .weight = {}, .eps = eps, .out = q});
-  step.ops.rope({.x = q, .positions = batch.positions, .inv_freq = inv_freq});
+  // All projections of x at once: queries' low rank, the latent, compressors, the indexer's
+  // weights.
+  Tensor qr = step.make({tokens, a.wq_a->rows}), kv = step.make({tokens, n});
+  CompressorInputs entry, key;
+  Tensor head_weights;
+  op::Linears of_x{.x = x};
+  of_x.add(*a.wq_a, qr);
+  of_x.add(*a.wkv, kv);
+  if (w.ratio > 0) entry = add_compressor(step, a.compressor, of_x);
+  if (w.ratio == 4) {
+    key = add_compressor(step, a.indexer.compressor, of_x);
+    head_weights = step.make({tokens, a.indexer.weights_proj->rows});
+    of_x.add(*a.indexer.weights_proj, head_weights);
+  }
+  step.ops.linears(of_x);
+
+  // Queries are normalised per head without a weight and rotated on the trailing dims.
+  step.ops.rms_norm({.x = qr, .weight = a.q_norm, .eps = eps, .out = qr});
+  Tensor q = step.make({tokens, heads, n}), index_q;
+  op::Linears of_qr{.x = qr};
+  of_qr.add(*a.wq_b, q.reshaped({tokens, heads * n}));
+  if (w.ratio == 4) {
+    index_q = step.make({tokens, config_.index_num_heads, config_.index_head_dim});
+    of_qr.add(*a.indexer.wq_b, index_q.reshaped({tokens, a.indexer.wq_b->rows}));
+  }
+  step.ops.linears(of_qr);
+  step.ops.norm_rope(
+      {.x = q, .weight = {}, .eps = eps, .positions = batch.positions, .inv_freq = inv_freq});
 
   // One latent per token is key and value of every head.
-  Tensor kv = norm(step, linear(step, x, *a.wkv), a.kv_norm);
-  step.ops.rope({.x = kv, .positions = batch.positions, .inv_freq = inv_freq});
-  if (numerics_.sim)
-    step.ops.round_to_grid({.x = kv, .grid = CacheGrid::kLatent, .rope_dim = config_.rope_dim});
+  step.ops.norm_rope({.x = kv,
+                      .weight = a.kv_norm,
+                      .eps = eps,
+                      .positions = batch.positions,
+                      .inv_freq = inv_freq,
+                      .grid = numerics_.sim ? CacheGrid::kLatent : CacheGrid::kNone,
+                      .rope_dim = config_.rope_dim});
 
   Tensor selected;
   if (w.ratio > 0)
-    compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, x);
-  if (w.ratio == 4) selected = select_entries(step, w, cache, x, qr);
+    compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, entry);
+  if (w.ratio == 4) {
+    compress(step, a.indexer.compressor, cache.index_compressor, cache.index_keys,
+             CacheGrid::kIndex, key);
+    selected = select_entries(step, cache, index_q, head_weights);
+  }
 
   Tensor o = step.make({tokens, heads, n});
   step.ops.attend({.batch = batch,
@@ -149,36 +182,36 @@ Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const Laye
   return linear(step, u.reshaped({tokens, groups * config_.o_lora_rank}), *a.wo_b);
 }
 
-// The lightning indexer: its own compressor, queries from qr, head weights from x.
-Tensor DeepseekV4::select_entries(const Step& step, const LayerWeights& w, const LayerCache& cache,
-                                  Tensor x, Tensor qr) const {
-  const IndexerWeights& indexer = w.attn.indexer;
-  const std::int64_t tokens = step.rows();
-  compress(step, indexer.compressor, cache.index_compressor, cache.index_keys, CacheGrid::kIndex,
-           x);
-  Tensor q = linear(step, qr, *indexer.wq_b)
-                 .reshaped({tokens, config_.index_num_heads, config_.index_head_dim});
-  step.ops.rope({.x = q, .positions = step.batch.positions, .inv_freq = frequencies(w.ratio)});
+// The lightning indexer: keys of its own compressor, queries from qr, head weights from x.
+Tensor DeepseekV4::select_entries(const Step& step, const LayerCache& cache, Tensor q,
+                                  Tensor head_weights) const {
+  step.ops.rope({.x = q, .positions = step.batch.positions, .inv_freq = frequencies(4)});
   if (numerics_.sim) step.ops.round_to_grid({.x = q, .grid = CacheGrid::kIndex});
-  Tensor selected = step.arena.make(DType::kI32, {tokens, config_.index_topk});
+  Tensor selected = step.arena.make(DType::kI32, {step.rows(), config_.index_topk});
   step.ops.index_select({.batch = step.batch,
                          .q = q,
-                         .weights = linear(step, x, *indexer.weights_proj),
+                         .weights = head_weights,
                          .keys = cache.index_keys,
                          .selected = selected});
   return selected;
 }
 
+DeepseekV4::CompressorInputs DeepseekV4::add_compressor(const Step& step,
+                                                        const CompressorWeights& w,
+                                                        op::Linears& of_x) const {
+  const CompressorInputs inputs{.values = step.make_f32({step.rows(), w.wkv->rows}),
+                                .scores = step.make_f32({step.rows(), w.wgate->rows})};
+  of_x.add(*w.wkv, inputs.values, true);
+  of_x.add(*w.wgate, inputs.scores, true);
+  return inputs;
+}
+
 void DeepseekV4::compress(const Step& step, const CompressorWeights& w,
                           const CompressorState& state, const RowPool& entries, CacheGrid grid,
-                          Tensor x) const {
-  Tensor values = step.make_f32({step.rows(), w.wkv->rows});
-  Tensor scores = step.make_f32({step.rows(), w.wgate->rows});
-  step.ops.linear({.x = x, .w = w.wkv.get(), .out = values, .precise = true});
-  step.ops.linear({.x = x, .w = w.wgate.get(), .out = scores, .precise = true});
+                          const CompressorInputs& inputs) const {
   step.ops.compress({.batch = step.batch,
-                     .values = values,
-                     .scores = scores,
+                     .values = inputs.values,
+                     .scores = inputs.scores,
                      .bias = w.ape,
                      .norm_weight = w.norm,
                      .inv_freq = weights_.compress_inv_freq,
@@ -192,9 +225,15 @@ Tensor DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x) const {
   const std::int64_t tokens = step.rows(), k = config_.experts_per_token;
   const auto limit = static_cast<float>(config_.swiglu_limit);
   Tensor scores = step.make_f32({tokens, config_.num_experts});
+  Tensor gate = step.make({tokens, w.shared_w1->rows}), up = step.make({tokens, w.shared_w3->rows});
+  op::Linears of_x{.x = x};
+  of_x.add(*w.gate, scores, true);
+  of_x.add(*w.shared_w1, gate);
+  of_x.add(*w.shared_w3, up);
+  step.ops.linears(of_x);
+
   Tensor ids = step.arena.make(DType::kI32, {tokens, k});
   Tensor weights = step.make_f32({tokens, k});
-  step.ops.linear({.x = x, .w = w.gate.get(), .out = scores, .precise = true});
   step.ops.route({.logits = scores,
                   .bias = w.bias,
                   .hash_table = w.hash_table,
@@ -204,9 +243,9 @@ Tensor DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x) const {
                   .weights = weights});
 
   // The shared expert first; the routed ones add to it.
-  Tensor gate = linear(step, x, *w.shared_w1);
-  step.ops.swiglu({.gate = gate, .up = linear(step, x, *w.shared_w3), .limit = limit, .out = gate});
-  Tensor out = linear(step, gate, *w.shared_w2);
+  Tensor out = step.make({tokens, w.shared_w2->rows});
+  step.ops.swiglu_linear(
+      {.gate = gate, .up = up, .limit = limit, .w = w.shared_w2.get(), .out = out});
   step.ops.experts({.batch = step.batch,
                     .x = x,
                     .ids = ids,

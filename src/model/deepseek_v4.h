@@ -39,15 +39,21 @@ class DeepseekV4 {
 
  private:
   struct Step;  // what every block of one step shares
+  struct CompressorInputs {
+    Tensor values, scores;  // F32 [T, c·W]
+  };
 
   void block(const Step& step, std::int64_t layer, const LayerWeights& w, const LayerCache& cache,
              Tensor streams) const;
   Tensor attention(const Step& step, const LayerWeights& w, const LayerCache& cache,
                    Tensor x) const;
-  Tensor select_entries(const Step& step, const LayerWeights& w, const LayerCache& cache, Tensor x,
-                        Tensor qr) const;
+  Tensor select_entries(const Step& step, const LayerCache& cache, Tensor q,
+                        Tensor head_weights) const;
+  /// Adds a compressor's two projections to those of x.
+  CompressorInputs add_compressor(const Step& step, const CompressorWeights& w,
+                                  op::Linears& of_x) const;
   void compress(const Step& step, const CompressorWeights& w, const CompressorState& state,
-                const RowPool& entries, CacheGrid grid, Tensor x) const;
+                const RowPool& entries, CacheGrid grid, const CompressorInputs& inputs) const;
   Tensor moe(const Step& step, const FfnWeights& w, Tensor x) const;
   void head(const Step& step, const HcWeights& hc_head, Tensor norm, Tensor streams,
             Tensor logit_rows, Tensor logits) const;

@@ -180,6 +180,30 @@ void check_shapes(const op::Sample& a) {
   expect(a.kName, "results", a.results, {rows, sizeof(SampledRow)});
 }
 
+void check_shapes(const op::Linears& a) {
+  QT_CHECK(a.count > 0, "linears: of no weight at all");
+  for (int i = 0; i < a.count; ++i) {
+    const auto& product = a.products[static_cast<std::size_t>(i)];
+    check_shapes(op::Linear{.x = a.x, .w = product.w, .out = product.out});
+  }
+}
+
+void check_shapes(const op::SwiGluLinear& a) {
+  check_shapes(op::SwiGlu{.gate = a.gate, .up = a.up, .out = a.gate});
+  check_shapes(op::Linear{.x = a.gate, .w = a.w, .out = a.out});
+}
+
+void check_shapes(const op::HcPreNorm& a) {
+  check_shapes(a.pre);
+  check_shapes(op::RmsNorm{.x = a.pre.out, .weight = a.norm_weight, .out = a.pre.out});
+}
+
+void check_shapes(const op::NormRope& a) {
+  check_shapes(op::RmsNorm{.x = a.x, .weight = a.weight, .out = a.x});
+  check_shapes(op::Rope{.x = a.x, .positions = a.positions, .inv_freq = a.inv_freq});
+  check_shapes(op::RoundToGrid{.x = a.x, .grid = a.grid, .rope_dim = a.rope_dim});
+}
+
 void CheckOps::after(const OpCall& call) {
   if (!finite_) return;
   const StepGuardPause pause(nullptr);

@@ -136,6 +136,31 @@ OpCost cost_of(const op::GatherRows& a, std::int64_t) {
   return {.bytes = 2 * bytes({a.out}), .flops = 0};
 }
 
+OpCost cost_of(const op::Linears& a, std::int64_t) {
+  OpCost cost{.bytes = bytes({a.x})};
+  for (int i = 0; i < a.count; ++i) {
+    const auto& product = a.products[static_cast<std::size_t>(i)];
+    cost.bytes += bytes({product.out}) + static_cast<double>(product.w->bytes);
+    cost.flops += 2 * elements(a.x) * static_cast<double>(product.w->rows);
+  }
+  return cost;
+}
+
+OpCost cost_of(const op::SwiGluLinear& a, std::int64_t) {
+  return {.bytes = bytes({a.gate, a.up, a.out}) + static_cast<double>(a.w->bytes),
+          .flops = elements(a.gate) * (6 + 2 * static_cast<double>(a.w->rows))};
+}
+
+OpCost cost_of(const op::HcPreNorm& a, std::int64_t context) {
+  const OpCost pre = cost_of(a.pre, context);
+  return {.bytes = pre.bytes + bytes({a.norm_weight}),
+          .flops = pre.flops + 4 * elements(a.pre.out)};
+}
+
+OpCost cost_of(const op::NormRope& a, std::int64_t) {
+  return {.bytes = 2 * bytes({a.x}) + bytes({a.weight}), .flops = 7 * elements(a.x)};
+}
+
 OpCost cost_of(const op::AddToStreams& a, std::int64_t) {
   return {.bytes = bytes({a.e, a.streams, a.streams}), .flops = elements(a.streams)};
 }

@@ -12,11 +12,11 @@
 #include <string>
 #include <string_view>
 
-#include "ops/op_args.h"
+#include "ops/fused_args.h"
 #include "ops/op_clock.h"
 
-/// Every operation: X(argument struct, method name).
-#define QT_FOR_EACH_OP(X)          \
+/// The plain operations, which every backend has: X(argument struct, method name).
+#define QT_FOR_EACH_PLAIN_OP(X)    \
   X(Embed, embed)                  \
   X(HcPre, hc_pre)                 \
   X(HcPost, hc_post)               \
@@ -36,6 +36,17 @@
   X(GatherRows, gather_rows)       \
   X(AddToStreams, add_to_streams)  \
   X(Sample, sample)
+
+/// Those made of plain ones (fused_args.h), which a backend may do in one go.
+#define QT_FOR_EACH_FUSED_OP(X)  \
+  X(Linears, linears)            \
+  X(SwiGluLinear, swiglu_linear) \
+  X(HcPreNorm, hc_pre_norm)      \
+  X(NormRope, norm_rope)
+
+#define QT_FOR_EACH_OP(X) \
+  QT_FOR_EACH_PLAIN_OP(X) \
+  QT_FOR_EACH_FUSED_OP(X)
 
 namespace quatrain {
 
@@ -115,7 +126,10 @@ class Ops {
   }
 
 #define QT_DECLARE(Args, method) virtual void method(const op::Args& args) = 0;
-  QT_FOR_EACH_OP(QT_DECLARE)
+  QT_FOR_EACH_PLAIN_OP(QT_DECLARE)
+#undef QT_DECLARE
+#define QT_DECLARE(Args, method) virtual void method(const op::Args& args);
+  QT_FOR_EACH_FUSED_OP(QT_DECLARE)
 #undef QT_DECLARE
 };
 

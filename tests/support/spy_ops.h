@@ -23,8 +23,13 @@ class SpyOps final : public Interceptor {
     Interceptor::method(args);                         \
     show(after_##method, args);                        \
   }
-  QT_FOR_EACH_OP(QT_SPIED)
+  QT_FOR_EACH_PLAIN_OP(QT_SPIED)
 #undef QT_SPIED
+  // Fused operations are shown as their parts.
+#define QT_IN_PARTS(Args, method) \
+  void method(const op::Args& args) override { Ops::method(args); }
+  QT_FOR_EACH_FUSED_OP(QT_IN_PARTS)
+#undef QT_IN_PARTS
 
   std::string_view current_part() const { return part(); }
   std::int64_t current_layer() const { return layer(); }

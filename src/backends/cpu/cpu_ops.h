@@ -51,7 +51,7 @@ class CpuOps final : public Ops {
   void reserve(const StepLimits& limits) override;
 
 #define QT_OVERRIDE(Args, method) void method(const op::Args& args) override;
-  QT_FOR_EACH_OP(QT_OVERRIDE)
+  QT_FOR_EACH_PLAIN_OP(QT_OVERRIDE)
 #undef QT_OVERRIDE
 
   ThreadPool& pool() { return pool_; }

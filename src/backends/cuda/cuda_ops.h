@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#include "backends/cuda/launch/matrix.h"
+#include "backends/cuda/launch/linear.h"
 #include "ops/ops.h"
 
 namespace quatrain {
@@ -79,6 +79,7 @@ class CudaOps final : public Ops {
   /// A device copy of host bytes that a packing kernel reads: valid for work issued before the next
   /// call. Load time only; reserve() frees the memory behind it.
   const void* stage(const void* host, std::int64_t bytes);
+  void product(const cuda::LinearsArgs& args);
   void reserve_experts();
   void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
                        const QuantMatrix& w);

@@ -15,6 +15,22 @@ void check_streams(const Tensor& streams) {
   QT_CHECK(streams.dim(2) % 4 == 0, "hidden size {} is no multiple of 4", streams.dim(2));
 }
 
+cuda::HcPreArgs kernel_args(const op::HcPre& args) {
+  return {.streams = f32(args.streams),
+          .fn = f32(args.weights.fn),
+          .base = f32(args.weights.base),
+          .scale = f32(args.weights.scale),
+          .rows = extent(args.streams, 0),
+          .hc = extent(args.streams, 1),
+          .width = extent(args.streams, 2),
+          .sinkhorn_iters = args.sinkhorn_iters,
+          .hc_eps = args.hc_eps,
+          .norm_eps = args.norm_eps,
+          .out = f32(args.out),
+          .post = f32(args.post),
+          .comb = f32(args.comb)};
+}
+
 }  // namespace
 
 void CudaOps::embed(const op::Embed& args) {
@@ -33,20 +49,16 @@ void CudaOps::embed(const op::Embed& args) {
 
 void CudaOps::hc_pre(const op::HcPre& args) {
   check_streams(args.streams);
-  cuda::hc_pre({.streams = f32(args.streams),
-                .fn = f32(args.weights.fn),
-                .base = f32(args.weights.base),
-                .scale = f32(args.weights.scale),
-                .rows = extent(args.streams, 0),
-                .hc = extent(args.streams, 1),
-                .width = extent(args.streams, 2),
-                .sinkhorn_iters = args.sinkhorn_iters,
-                .hc_eps = args.hc_eps,
-                .norm_eps = args.norm_eps,
-                .out = f32(args.out),
-                .post = f32(args.post),
-                .comb = f32(args.comb)},
-               stream_);
+  cuda::hc_pre(kernel_args(args), stream_);
+}
+
+void CudaOps::hc_pre_norm(const op::HcPreNorm& args) {
+  const Tensor& streams = args.pre.streams;
+  check_streams(streams);
+  if (!cuda::has_hc_pre_norm(extent(streams, 1), extent(streams, 2))) return Ops::hc_pre_norm(args);
+  cuda::hc_pre_norm(
+      {.pre = kernel_args(args.pre), .norm_weight = f32(args.norm_weight), .eps = args.eps},
+      stream_);
 }
 
 void CudaOps::hc_post(const op::HcPost& args) {
@@ -109,6 +121,23 @@ void CudaOps::round_to_grid(const op::RoundToGrid& args) {
                        .grid = kernel_grid(args.grid),
                        .rope_dim = as_int(args.rope_dim)},
                       stream_);
+}
+
+void CudaOps::norm_rope(const op::NormRope& args) {
+  const int width = width_of(args.x);
+  if (width % 2 != 0) return Ops::norm_rope(args);
+  cuda::norm_rope({.x = f32(args.x),
+                   .weight = args.weight ? f32(args.weight) : nullptr,
+                   .positions = i32(args.positions),
+                   .inv_freq = f32(args.inv_freq),
+                   .rows = extent(args.x, 0),
+                   .heads = args.x.rank() == 3 ? extent(args.x, 1) : 1,
+                   .width = width,
+                   .pairs = extent(args.inv_freq, 0),
+                   .eps = args.eps},
+                  stream_);
+  if (args.grid != CacheGrid::kNone)
+    round_to_grid({.x = args.x, .grid = args.grid, .rope_dim = args.rope_dim});
 }
 
 void CudaOps::swiglu(const op::SwiGlu& args) {

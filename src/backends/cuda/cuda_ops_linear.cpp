@@ -1,9 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear and grouped_linear: packing of their weights, and from tensors to launches.
+// linear, grouped_linear and the fused products: packing of their weights, and from tensors to
+// launches.
+#include <vector>
+
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/linear.h"
 #include "backends/cuda/launch/matmul.h"
+#include "backends/cuda/tensor_args.h"
+#include "core/codec.h"
 
 namespace quatrain {
+namespace {
+
+// Kernels read the scales of FP8 blocks as FP32; there are few of them.
+std::vector<float> scales_as_f32(const QuantMatrix& w) {
+  std::vector<float> out(static_cast<std::size_t>(w.scale_count()));
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    switch (w.scale_dtype) {
+      case DType::kF32:
+        out[i] = reinterpret_cast<const float*>(w.scales)[i];
+        break;
+      case DType::kBF16:
+        out[i] = bf16_decode(reinterpret_cast<const std::uint16_t*>(w.scales)[i]);
+        break;
+      case DType::kF8E8M0:
+      case DType::kU8:
+        out[i] = ue8m0_decode(reinterpret_cast<const std::uint8_t*>(w.scales)[i]);
+        break;
+      default:
+        fail("{}: block scales of type {}; expected F8_E8M0, F32 or BF16", w.name,
+             name_of(w.scale_dtype));
+    }
+  }
+  return out;
+}
+
+const cuda::Matrix& matrix_of(const PackedLinear* w) {
+  return static_cast<const CudaLinear*>(w)->matrix;
+}
+
+}  // namespace
 
 std::unique_ptr<PackedLinear> CudaOps::pack_linear(const QuantMatrix& w) {
   auto packed = std::make_unique<CudaLinear>();
@@ -12,15 +48,24 @@ std::unique_ptr<PackedLinear> CudaOps::pack_linear(const QuantMatrix& w) {
   packed->rows = w.rows;
   packed->cols = w.cols;
   packed->bytes = w.bytes();
+  std::vector<float> block_scales;
+  const void* scales = w.scales;
+  DType scale_dtype = w.scale_dtype;
+  if (w.format == WeightFormat::kFp8Block) {
+    block_scales = scales_as_f32(w);
+    scales = block_scales.data();
+    scale_dtype = DType::kF32;
+  }
   const std::int64_t value_bytes = w.rows * w.row_bytes();
+  const std::int64_t scale_bytes = w.scale_count() * bytes_of(scale_dtype);
   const std::int64_t scale_offset = (value_bytes + 255) / 256 * 256;
-  packed->memory = allocate(scale_offset + w.scale_count() * bytes_of(w.scale_dtype));
+  packed->memory = allocate(scale_offset + scale_bytes);
   char* base = static_cast<char*>(packed->memory.data());
   upload_bytes(base, w.values, value_bytes);
-  upload_bytes(base + scale_offset, w.scales, w.scale_count() * bytes_of(w.scale_dtype));
+  upload_bytes(base + scale_offset, scales, scale_bytes);
   packed->matrix = {.format = w.format,
                     .dtype = w.dtype,
-                    .scale_dtype = w.scale_dtype,
+                    .scale_dtype = scale_dtype,
                     .values = base,
                     .scales = base + scale_offset,
                     .global_scale = w.global_scale,
@@ -29,23 +74,55 @@ std::unique_ptr<PackedLinear> CudaOps::pack_linear(const QuantMatrix& w) {
   return packed;
 }
 
+// The kernel is a function of the matrix alone, so that a row's sums do not depend on the step.
+void CudaOps::product(const cuda::LinearsArgs& args) {
+  cuda::LinearsArgs fast = args;
+  fast.count = 0;
+  for (int i = 0; i < args.count; ++i) {
+    const cuda::Product& product = args.products[i];
+    if (cuda::has_fast_linear(product.w))
+      fast.products[fast.count++] = product;
+    else
+      cuda::linear(product.w,
+                   {.x = args.x, .out = product.out, .tokens = args.tokens, .groups = args.groups},
+                   stream_);
+  }
+  cuda::linears(fast, stream_);
+}
+
 void CudaOps::linear(const op::Linear& args) {
-  QT_CHECK(args.x.contiguous() && args.out.contiguous(), "linear: x and out must be contiguous");
-  cuda::linear(
-      static_cast<const CudaLinear*>(args.w)->matrix,
-      {.x = args.x.f32(), .out = args.out.f32(), .tokens = static_cast<int>(args.x.dim(0))},
-      stream_);
+  product({.x = f32(args.x),
+           .tokens = extent(args.x, 0),
+           .count = 1,
+           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}});
 }
 
 void CudaOps::grouped_linear(const op::GroupedLinear& args) {
-  QT_CHECK(args.x.contiguous() && args.out.contiguous(),
-           "grouped_linear: x and out must be contiguous");
-  cuda::linear(static_cast<const CudaLinear*>(args.w)->matrix,
-               {.x = args.x.f32(),
-                .out = args.out.f32(),
-                .tokens = static_cast<int>(args.x.dim(0)),
-                .groups = static_cast<int>(args.x.dim(1))},
-               stream_);
+  product({.x = f32(args.x),
+           .tokens = extent(args.x, 0),
+           .groups = extent(args.x, 1),
+           .count = 1,
+           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}});
+}
+
+void CudaOps::linears(const op::Linears& args) {
+  static_assert(op::Linears::kMost <= cuda::kMaxProducts);
+  cuda::LinearsArgs all{.x = f32(args.x), .tokens = extent(args.x, 0), .count = args.count};
+  for (int i = 0; i < args.count; ++i) {
+    const auto& one = args.products[static_cast<std::size_t>(i)];
+    all.products[i] = {.w = matrix_of(one.w), .out = f32(one.out)};
+  }
+  product(all);
+}
+
+void CudaOps::swiglu_linear(const op::SwiGluLinear& args) {
+  if (!cuda::has_fast_linear(matrix_of(args.w))) return Ops::swiglu_linear(args);
+  product({.x = f32(args.gate),
+           .up = f32(args.up),
+           .limit = args.limit,
+           .tokens = extent(args.gate, 0),
+           .count = 1,
+           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}});
 }
 
 }  // namespace quatrain

@@ -47,6 +47,20 @@ struct RopeArgs {
 /// Rotates the last `pairs` interleaved pairs of every row by ±position·inv_freq, in place.
 void rope(const RopeArgs& args, cudaStream_t stream);
 
+struct NormRopeArgs {
+  float* x = nullptr;               // [rows, heads, width]; width even
+  const float* weight = nullptr;    // [width], or null
+  const int* positions = nullptr;   // [rows]
+  const float* inv_freq = nullptr;  // [pairs]
+  int rows = 0;
+  int heads = 0;
+  int width = 0;
+  int pairs = 0;
+  float eps = 0;
+};
+/// rms_norm of every row, then rope, in place.
+void norm_rope(const NormRopeArgs& args, cudaStream_t stream);
+
 enum class Grid : std::uint8_t {
   kNone,
   kFp8,          ///< E4M3 with a power-of-two scale per 64 columns, on all but the rotary dims

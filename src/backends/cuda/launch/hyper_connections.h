@@ -27,6 +27,16 @@ struct HcPreArgs {
 };
 void hc_pre(const HcPreArgs& args, cudaStream_t stream);
 
+struct HcPreNormArgs {
+  HcPreArgs pre;                       // pre.out receives the normalised rows
+  const float* norm_weight = nullptr;  // [width]
+  float eps = 0;
+};
+/// Whether hc_pre_norm() takes this many streams of this width.
+bool has_hc_pre_norm(int hc, int width);
+/// hc_pre, then rms_norm of its output.
+void hc_pre_norm(const HcPreNormArgs& args, cudaStream_t stream);
+
 struct HcPostArgs {
   const float* f = nullptr;     // [rows, width]
   const float* post = nullptr;  // [rows, hc]

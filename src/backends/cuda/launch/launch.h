@@ -24,25 +24,55 @@ struct LaunchShape {
   unsigned cluster_x = 1;  ///< blocks along x that share their shared memory
 };
 
+/// What the runtime takes, with the attributes it points to.
+class LaunchConfig {
+ public:
+  LaunchConfig(const LaunchShape& shape, cudaStream_t stream) {
+    attributes_[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes_[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes_[1].id = cudaLaunchAttributeClusterDimension;
+    attributes_[1].val.clusterDim.x = shape.cluster_x;
+    attributes_[1].val.clusterDim.y = 1;
+    attributes_[1].val.clusterDim.z = 1;
+    config_.gridDim = shape.grid;
+    config_.blockDim = shape.block;
+    config_.dynamicSmemBytes = shape.shared;
+    config_.stream = stream;
+    config_.attrs = attributes_;
+    config_.numAttrs = shape.cluster_x > 1 ? 2 : 1;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
+
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchAttribute attributes_[2] = {};
+  cudaLaunchConfig_t config_ = {};
+};
+
 /// Enqueues kernel(args…).
 template <class... Params>
 void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
             std::type_identity_t<Params>... args) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = shape.cluster_x;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = shape.grid;
-  config.blockDim = shape.block;
-  config.dynamicSmemBytes = shape.shared;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = shape.cluster_x > 1 ? 2 : 1;
-  QT_CUDA(cudaLaunchKernelEx(&config, kernel, args...));
+  QT_CUDA(cudaLaunchKernelEx(LaunchConfig(shape, stream).get(), kernel, args...));
+}
+
+/// Clusters of this shape that the chip holds at once, at least 1.
+template <class... Params>
+int resident_clusters(void (*kernel)(Params...), const LaunchShape& shape) {
+  int clusters = 0;
+  if (shape.cluster_x > 1) {
+    QT_CUDA(cudaOccupancyMaxActiveClusters(&clusters, kernel, LaunchConfig(shape, nullptr).get()));
+  } else {
+    int device = 0, multiprocessors = 0;
+    QT_CUDA(cudaGetDevice(&device));
+    QT_CUDA(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    QT_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &clusters, kernel, static_cast<int>(shape.block.x), shape.shared));
+    clusters *= multiprocessors;
+  }
+  return clusters > 0 ? clusters : 1;
 }
 
 /// Lets `kernel` have up to `bytes` of dynamic shared memory. Not within a capture.

@@ -3,10 +3,11 @@
 //
 // hc_pre and hc_head take a block per token whose warps share out the rows of `fn`; nothing is
 // tiled over tokens, so `fn` is read once per token (from L2).
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/hyper_connections.h"
+#include "backends/cuda/launch/launch.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -98,6 +99,8 @@ __global__ void __launch_bounds__(kMixThreads) hc_pre_kernel(HcPreArgs args) {
   __shared__ float m[kMaxMixes + 1];
   __shared__ float pre[kMaxStreams];
   __shared__ float comb[kMaxStreams * kMaxStreams];
+  let_next_start();
+  wait_for_previous();
   const std::int64_t t = blockIdx.x;
   const int hc = args.hc;
   const int thread = static_cast<int>(threadIdx.x);
@@ -124,6 +127,8 @@ __global__ void __launch_bounds__(kMixThreads) hc_pre_kernel(HcPreArgs args) {
 __global__ void __launch_bounds__(kMixThreads) hc_head_kernel(HcHeadArgs args) {
   __shared__ float m[kMaxStreams + 1];
   __shared__ float pre[kMaxStreams];
+  let_next_start();
+  wait_for_previous();
   const std::int64_t t = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const float* v = args.streams + t * args.hc * args.width;
@@ -138,6 +143,8 @@ __global__ void __launch_bounds__(kMixThreads) hc_head_kernel(HcHeadArgs args) {
 __global__ void __launch_bounds__(kPostThreads) hc_post_kernel(HcPostArgs args) {
   __shared__ float post[kMaxStreams];
   __shared__ float comb[kMaxStreams * kMaxStreams];
+  let_next_start();
+  wait_for_previous();
   const std::int64_t t = blockIdx.x;
   const int hc = args.hc;
   const int thread = static_cast<int>(threadIdx.x);
@@ -165,22 +172,21 @@ __global__ void __launch_bounds__(kPostThreads) hc_post_kernel(HcPostArgs args) 
 
 void hc_pre(const HcPreArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  hc_pre_kernel<<<static_cast<unsigned>(args.rows), kMixThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(hc_pre_kernel, {.grid = static_cast<unsigned>(args.rows), .block = kMixThreads}, stream,
+         args);
 }
 
 void hc_post(const HcPostArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
   const dim3 grid(static_cast<unsigned>(args.rows),
                   static_cast<unsigned>((args.width + kPostThreads - 1) / kPostThreads));
-  hc_post_kernel<<<grid, kPostThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(hc_post_kernel, {.grid = grid, .block = kPostThreads}, stream, args);
 }
 
 void hc_head(const HcHeadArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  hc_head_kernel<<<static_cast<unsigned>(args.rows), kMixThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(hc_head_kernel, {.grid = static_cast<unsigned>(args.rows), .block = kMixThreads}, stream,
+         args);
 }
 
 }  // namespace quatrain::cuda

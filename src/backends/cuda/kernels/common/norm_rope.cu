@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// rms_norm, rope, round_to_grid: a block per row or token.
+// rms_norm, rope, round_to_grid: a block per row or token; norm_rope: a warp per row.
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/row_math.cuh"
@@ -47,6 +47,42 @@ __global__ void rope_kernel(RopeArgs args) {
   }
 }
 
+constexpr int kHeadsPerBlock = 4;
+
+__global__ void __launch_bounds__(kHeadsPerBlock* kWarp) norm_rope_kernel(NormRopeArgs args) {
+  extern __shared__ float2 turns[];  // [pairs]
+  let_next_start();
+  wait_for_previous();
+  const std::int64_t t = blockIdx.x;
+  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += blockDim.x)
+    turns[p] = rotation(args.positions[t], args.inv_freq[p], false);
+  __syncthreads();
+  const int head = static_cast<int>(blockIdx.y) * kHeadsPerBlock + warp_id();
+  if (head >= args.heads) return;
+  auto* row = reinterpret_cast<float2*>(args.x + (t * args.heads + head) * args.width);
+  const auto* weight = reinterpret_cast<const float2*>(args.weight);
+  const int count = args.width / 2;
+  float squares = 0;
+#pragma unroll 8
+  for (int i = lane_id(); i < count; i += kWarp) {
+    const float2 two = row[i];
+    squares = fmaf(two.x, two.x, fmaf(two.y, two.y, squares));
+  }
+  const float factor = rms_factor(warp_sum(squares), args.width, args.eps);
+#pragma unroll 8
+  for (int i = lane_id(); i < count; i += kWarp) {
+    const float2 two = row[i];
+    float y[2] = {two.x * factor, two.y * factor};
+    if (weight != nullptr) {
+      y[0] *= weight[i].x;
+      y[1] *= weight[i].y;
+    }
+    const int pair = i - (count - args.pairs);
+    if (pair >= 0) rotate_pair(y, turns[pair]);
+    row[i] = {y[0], y[1]};
+  }
+}
+
 __global__ void round_to_grid_kernel(RoundToGridArgs args) {
   let_next_start();
   wait_for_previous();
@@ -74,6 +110,17 @@ void rope(const RopeArgs& args, cudaStream_t stream) {
   launch(rope_kernel,
          {.grid = static_cast<unsigned>(args.rows), .block = threads, .shared = shared}, stream,
          args);
+}
+
+void norm_rope(const NormRopeArgs& args, cudaStream_t stream) {
+  if (args.rows == 0) return;
+  const dim3 grid(static_cast<unsigned>(args.rows),
+                  static_cast<unsigned>((args.heads + kHeadsPerBlock - 1) / kHeadsPerBlock));
+  launch(norm_rope_kernel,
+         {.grid = grid,
+          .block = kHeadsPerBlock * kWarp,
+          .shared = static_cast<std::size_t>(args.pairs) * sizeof(float2)},
+         stream, args);
 }
 
 void round_to_grid(const RoundToGridArgs& args, cudaStream_t stream) {

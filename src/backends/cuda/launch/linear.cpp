@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// linears: sorts the products of a launch by kind of weight.
+#include "backends/cuda/launch/linear_tiles.h"
+
+namespace quatrain::cuda {
+namespace {
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+LinearKind kind_of(const Matrix& w) {
+  switch (w.format) {
+    case WeightFormat::kDense:
+      return LinearKind::kBf16;
+    case WeightFormat::kNvfp4:
+      return LinearKind::kNvfp4;
+    case WeightFormat::kMxfp4:
+      return LinearKind::kMxfp4;
+    default:
+      return LinearKind::kFp8;
+  }
+}
+
+}  // namespace
+
+bool has_fast_linear(const Matrix& w) {
+  if (!stream_takes(w.cols)) return false;
+  switch (w.format) {
+    case WeightFormat::kDense:
+      return w.dtype == DType::kBF16 && w.cols % 8 == 0;
+    case WeightFormat::kNvfp4:
+    case WeightFormat::kMxfp4:
+      return w.cols % 32 == 0;
+    case WeightFormat::kFp8Block:
+      return w.scale_dtype == DType::kF32 && w.cols % 16 == 0;
+    default:
+      return w.cols % 16 == 0;
+  }
+}
+
+void linears(const LinearsArgs& args, cudaStream_t stream) {
+  if (args.tokens == 0 || args.count == 0) return;
+  const int cols = args.products[0].w.cols;
+  for (const LinearKind kind :
+       {LinearKind::kBf16, LinearKind::kFp8, LinearKind::kNvfp4, LinearKind::kMxfp4}) {
+    LinearTiles some{.x = args.x,
+                     .up = args.up,
+                     .limit = args.limit,
+                     .tokens = args.tokens,
+                     .groups = args.groups,
+                     .cols = cols,
+                     .slices = ceil_div(cols, kSliceBlocks * kLinearBlock)};
+    for (int i = 0; i < args.count; ++i) {
+      const Product& product = args.products[i];
+      if (kind_of(product.w) != kind) continue;
+      some.products[some.count++] = {.w = product.w, .out = product.out, .first_tile = some.tiles};
+      some.tiles += args.groups * ceil_div(product.w.rows / args.groups, kTileRows);
+    }
+    if (some.count == 0) continue;
+    stream_tiles(kind, some, stream);
+  }
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of FP32 activations with weights in device memory, several weights of one input at once.
+//
+// THE ORDER OF A SUM. Columns are taken in blocks of 128 and slices of kSliceBlocks blocks. The
+// products of a block are summed by tensor cores, 16 columns at a time, for both 16-bit parts of
+// the input; blocks of a slice are added in order, scaled; slices are added in order. All of that
+// depends on the matrix alone, so a row of x gives the same bits alone, among others and in any
+// launch.
+//
+// INPUTS are split into two 16-bit parts. For FP8 weights these are F16, which decodes E4M3 exactly
+// in one instruction, with a power of two per token and block: 22 bits. For the others BF16: 16
+// bits, any range.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "backends/cuda/launch/matrix.h"
+
+namespace quatrain::cuda {
+
+inline constexpr int kLinearBlock = 128;  // columns
+inline constexpr int kSliceBlocks = 8;    // blocks of a slice: 1024 columns
+/// Weights of one launch.
+inline constexpr int kMaxProducts = 8;
+
+struct Product {
+  Matrix w;              // [rows, cols]
+  float* out = nullptr;  // [tokens, rows]
+};
+
+struct LinearsArgs {
+  const float* x = nullptr;   // [tokens, groups, cols]
+  const float* up = nullptr;  // as x: the input is swiglu(x, up); null for x itself
+  float limit = 0;            // of swiglu
+  int tokens = 0;
+  int groups = 1;  // group g of the rows of a weight reads group g of the inputs
+  int count = 0;
+  Product products[kMaxProducts] = {};  // all of the same cols
+};
+
+/// Whether linears() takes the matrix: a format it knows, in rows of whole 16-byte words.
+bool has_fast_linear(const Matrix& w);
+
+/// out_i[t, n] = Σ_k x[t, g(n), k] W_i[n, k]; has_fast_linear() must hold for every W_i.
+void linears(const LinearsArgs& args, cudaStream_t stream);
+
+}  // namespace quatrain::cuda

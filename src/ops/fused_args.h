@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arguments of the fused operations: several plain ones that a backend may do in one go.
+//
+// Each is defined by its parts: the default body in fused_ops.cpp calls them, and is the reference
+// that a backend's own body is tested against. Symbols and `fields` as in op_args.h.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "ops/op_args.h"
+
+namespace quatrain::op {
+
+// out_i = x W_iᵀ: several linears of one input
+struct Linears {
+  static constexpr const char* kName = "linears";
+  static constexpr int kMost = 7;
+  struct Product {
+    const PackedLinear* w = nullptr;
+    Tensor out;  // [T, rows]; activation type or F32
+    bool precise = false;
+  };
+  Tensor x;  // [T, cols]
+  std::array<Product, kMost> products{};
+  int count = 0;
+
+  void add(const PackedLinear& w, Tensor out, bool precise = false) {
+    QT_CHECK(count < kMost, "more than {} linears of one input", kMost);
+    products[static_cast<std::size_t>(count++)] = {&w, out, precise};
+  }
+  template <class F>
+  void fields(F&& f) const {
+    static constexpr const char* kOut[kMost] = {"out0", "out1", "out2", "out3",
+                                                "out4", "out5", "out6"};
+    f.in("x", x);
+    for (int i = 0; i < count; ++i) f.out(kOut[i], products[static_cast<std::size_t>(i)].out);
+  }
+};
+
+// out = swiglu(gate, up) Wᵀ; gate may be overwritten
+struct SwiGluLinear {
+  static constexpr const char* kName = "swiglu_linear";
+  Tensor gate;  // [T, I]
+  Tensor up;    // [T, I]
+  float limit = 0;
+  const PackedLinear* w = nullptr;  // [rows, I]
+  Tensor out;                       // [T, rows]
+  template <class F>
+  void fields(F&& f) const {
+    f.in("gate", gate);
+    f.in("up", up);
+    f.out("out", out);
+  }
+};
+
+// hc_pre, then rms_norm of its output in place
+struct HcPreNorm {
+  static constexpr const char* kName = "hc_pre_norm";
+  HcPre pre;           // pre.out [T, D] holds the normalised rows in the end
+  Tensor norm_weight;  // F32 [D]
+  float eps = 0;
+  template <class F>
+  void fields(F&& f) const {
+    f.in("streams", pre.streams);
+    f.out("out", pre.out);
+    f.out("post", pre.post);
+    f.out("comb", pre.comb);
+  }
+};
+
+// rms_norm over the innermost dimension, rope, round_to_grid; in place
+struct NormRope {
+  static constexpr const char* kName = "norm_rope";
+  Tensor x;       // [T, m] or [T, H, m]
+  Tensor weight;  // F32 [m], or empty for none
+  float eps = 0;
+  Tensor positions;  // I32 [T]
+  Tensor inv_freq;   // F32 [rope_dim / 2]
+  CacheGrid grid = CacheGrid::kNone;
+  std::int64_t rope_dim = 0;  // of the grid
+  template <class F>
+  void fields(F&& f) const {
+    f.in("positions", positions);
+    f.out("x", x);
+  }
+};
+
+}  // namespace quatrain::op

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// The GPU's dense products against double precision, the same bits in any company, and the fused
+// operations against their parts on the CPU.
+#include "ops/cuda_compare.h"
+#include "support/random_matrix.h"
+
+namespace quatrain::testing {
+namespace {
+
+using CudaLinears = CudaTest;
+
+constexpr int kNvfp4 = 3, kMxfp4 = 4, kFp8 = 6;  // of kMatrixKinds
+const MatrixKind& kBf16 = kMatrixKinds[1];
+
+std::vector<float> product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
+                           std::int64_t groups, const std::vector<float>& x) {
+  const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
+  in_step([&] {
+    if (groups == 1)
+      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}), .w = &w, .out = out});
+    else
+      ops.grouped_linear(
+          {.x = in, .w = &w, .out = out.tensor().reshaped({tokens, groups, w.rows / groups})});
+  });
+  return out.values();
+}
+
+// Inputs of FP8 weights keep 22 bits, others 16; the rest is the rounding of FP32 sums.
+TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
+  unsigned seed = 1;
+  for (const int kind : {1, kNvfp4, kMxfp4, kFp8, 7, 8, 9, 10})
+    for (const std::int64_t cols : {192, 1024, 4096, 5120})
+      for (const std::int64_t tokens : {1, 5, 16, 40, 150}) {
+        RandomMatrix w(kMatrixKinds[kind], 100, cols, ++seed);
+        const std::vector<float> x = Random(++seed).normals(tokens * cols);
+        const auto packed = gpu().pack_linear(w.view());
+        const std::vector<float> found = product(gpu(), *packed, tokens, 1, x);
+        double error = 0, norm = 0;
+        for (std::int64_t r = 0; r < 100; ++r) {
+          const std::vector<double> row = w.row(r);
+          for (std::int64_t t = 0; t < tokens; ++t) {
+            double sum = 0;
+            for (std::int64_t c = 0; c < cols; ++c)
+              sum += row[static_cast<std::size_t>(c)] * x[static_cast<std::size_t>(t * cols + c)];
+            const double off = sum - found[static_cast<std::size_t>(t * 100 + r)];
+            error += off * off;
+            norm += sum * sum;
+          }
+        }
+        EXPECT_LE(std::sqrt(error / norm), kMatrixKinds[kind].dtype == DType::kF8E4M3 ? 2e-6 : 1e-5)
+            << kMatrixKinds[kind].name << ", " << cols << " columns, " << tokens << " tokens";
+      }
+}
+
+// Also where a matrix has more slices than a cluster has blocks, and groups that end within a tile.
+TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
+  struct Shape {
+    std::int64_t rows, cols, groups;
+  };
+  unsigned seed = 100;
+  for (const int kind : {1, kNvfp4, kMxfp4, kFp8})
+    for (const Shape& s : {Shape{8, 32, 1}, Shape{192, 192, 2}, Shape{200, 1024, 1},
+                           Shape{400, 4096, 1}, Shape{160, 9216, 1}}) {
+      RandomMatrix w(kMatrixKinds[kind], s.rows, s.cols, ++seed);
+      const auto packed = gpu().pack_linear(w.view());
+      const std::int64_t width = s.groups * s.cols;
+      const std::vector<float> x = Random(++seed).normals(300 * width);
+      const std::vector<float> all = product(gpu(), *packed, 300, s.groups, x);
+      for (const std::int64_t count : {1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 130})
+        for (const std::int64_t first : {std::int64_t{0}, std::int64_t{61}, 300 - count}) {
+          SCOPED_TRACE(fmt::format("{} {} x {}, rows {} to {}", kMatrixKinds[kind].name, s.rows,
+                                   s.cols, first, first + count));
+          expect_same(product(gpu(), *packed, count, s.groups, rows_of(x, first, count, width)),
+                      rows_of(all, first, count, s.rows));
+        }
+    }
+}
+
+TEST_F(CudaLinears, ANaNOrAnInfinityStaysInItsRow) {
+  RandomMatrix w(kMatrixKinds[kFp8], 256, 1024, 3);
+  const auto packed = gpu().pack_linear(w.view());
+  std::vector<float> x = Random(4).normals(5 * 1024);
+  const std::vector<float> clean = product(gpu(), *packed, 5, 1, x);
+  x[1024 + 7] = kNaN;
+  x[3 * 1024 + 900] = std::numeric_limits<float>::infinity();
+  const std::vector<float> out = product(gpu(), *packed, 5, 1, x);
+  for (const std::int64_t t : {0, 2, 4})
+    expect_same(rows_of(out, t, 1, 256), rows_of(clean, t, 1, 256));
+  for (const std::int64_t t : {1, 3})
+    for (const float y : rows_of(out, t, 1, 256)) EXPECT_FALSE(std::isfinite(y));
+}
+
+// F16 has few exponents; the inputs' own power of two makes up for them.
+TEST_F(CudaLinears, InputsOfAnySizeKeepTheirDigits) {
+  RandomMatrix w(kMatrixKinds[kFp8], 64, 512, 5);
+  const auto packed = gpu().pack_linear(w.view());
+  const std::vector<float> x = Random(6).normals(512);
+  const std::vector<float> plain = product(gpu(), *packed, 1, 1, x);
+  for (const float scale : {0x1p-60f, 0x1p-20f, 0x1p30f, 0x1p80f}) {
+    std::vector<float> scaled = x, expected = plain;
+    for (float& v : scaled) v *= scale;
+    for (float& v : expected) v *= scale;
+    expect_same(product(gpu(), *packed, 1, 1, scaled), expected);
+  }
+}
+
+TEST_F(CudaLinears, SeveralAtOnceEqualOneByOne) {
+  std::vector<RandomMatrix> weights;
+  std::vector<std::unique_ptr<PackedLinear>> packed;
+  unsigned seed = 20;
+  for (const auto& [kind, rows] :
+       {std::pair(kFp8, 300), {1, 64}, {kFp8, 128}, {1, 24}, {2, 40}, {kNvfp4, 130}, {kMxfp4, 16}})
+    weights.emplace_back(kMatrixKinds[kind], rows, 2048, ++seed);
+  for (RandomMatrix& w : weights) packed.push_back(gpu().pack_linear(w.view()));
+  for (const std::int64_t tokens : {1, 7, 20}) {
+    const std::vector<float> values = Random(++seed).normals(tokens * 2048);
+    const Floats x(gpu(), {tokens, 2048}, values);
+    std::vector<Floats> outs;
+    op::Linears all{.x = x};
+    for (const auto& w : packed)
+      all.add(*w, outs.emplace_back(gpu(), std::initializer_list<std::int64_t>{tokens, w->rows}));
+    in_step([&] { gpu().linears(all); });
+    for (std::size_t i = 0; i < packed.size(); ++i)
+      expect_same(outs[i].values(), product(gpu(), *packed[i], tokens, 1, values));
+  }
+}
+
+TEST_F(CudaLinears, AReplayRepeatsItsBits) {
+  RandomMatrix w(kMatrixKinds[kFp8], 512, 4096, 8);
+  const auto packed = gpu().pack_linear(w.view());
+  const Floats x(gpu(), {3, 4096}, Random(9).normals(3 * 4096)), out(gpu(), {3, 512});
+  const auto body = [&] {
+    for (int i = 0; i < 4; ++i) gpu().linear({.x = x, .w = packed.get(), .out = out});
+  };
+  body();
+  const std::vector<float> eager = out.values();
+  const auto recording = gpu().record(body);
+  for (int i = 0; i < 100; ++i) {
+    gpu().zero(out);
+    recording->replay();
+    ASSERT_TRUE(same_bits(out.values(), eager)) << "replay " << i;
+  }
+}
+
+TEST_F(CudaLinears, SwiGluBeforeAProductMatches) {
+  for (const MatrixKind& kind : {kMatrixKinds[kFp8], kBf16, kMatrixKinds[0]})
+    for (const std::int64_t tokens : {1, 20}) {
+      RandomMatrix w(kind, 96, 256, 30);
+      const std::vector<float> gate = Random(31).normals(tokens * 256, 8);
+      const std::vector<float> up = Random(32).normals(tokens * 256, 8);
+      const auto run = [&](Ops& ops) {
+        const auto packed = ops.pack_linear(w.view());
+        ops.reserve(roomy_limits());
+        const Floats g(ops, {tokens, 256}, gate), u(ops, {tokens, 256}, up), out(ops, {tokens, 96});
+        ops.swiglu_linear({.gate = g, .up = u, .limit = 10, .w = packed.get(), .out = out});
+        return out.values();
+      };
+      SCOPED_TRACE(fmt::format("{}, {} tokens", kind.name, tokens));
+      expect_near(run(gpu()), run(cpu()), kind.dtype == DType::kF32 ? 5e-3 : 3e-5);
+    }
+}
+
+TEST_F(CudaLinears, NormAndRotationTogetherMatchTheirParts) {
+  for (const std::int64_t tokens : {1, 9})
+    for (const std::int64_t heads : {1, 6})
+      for (const CacheGrid grid : {CacheGrid::kNone, CacheGrid::kLatent}) {
+        const std::int64_t width = 192;
+        const std::vector<float> x = Random(40).normals(tokens * heads * width);
+        const std::vector<float> weight = Random(41).normals(width);
+        std::vector<std::int32_t> positions = Random(42).integers(tokens, 1000000);
+        const auto run = [&](Ops& ops) {
+          const Floats data(ops, {tokens, heads, width}, x), scale(ops, {width}, weight);
+          const Floats frequencies(ops, {32}, Random(43).normals(32));
+          const Ints at(ops, {tokens}, positions);
+          op::NormRope args{.x = data,
+                            .weight = {},
+                            .eps = 1e-6f,
+                            .positions = at,
+                            .inv_freq = frequencies,
+                            .grid = grid,
+                            .rope_dim = 64};
+          if (heads == 1) args.weight = scale;
+          in_step([&] { ops.norm_rope(args); });
+          return data.values();
+        };
+        if (grid == CacheGrid::kNone)
+          expect_near(run(gpu()), run(cpu()), 1e-5);
+        else
+          expect_rounded(run(gpu()), run(cpu()), 2e-3);
+      }
+}
+
+std::vector<float> hc_pre_norm(Ops& ops, std::int64_t width, std::int64_t tokens,
+                               const std::vector<float>& streams) {
+  const std::int64_t hc = 4, mixes = 24;
+  const Floats in(ops, {tokens, hc, width}, streams);
+  const Floats fn(ops, {mixes, hc * width}, Random(52).normals(mixes * hc * width, 0.05f));
+  const Floats base(ops, {mixes}, Random(53).normals(mixes));
+  const Floats scale(ops, {3}, {0.7f, 1.3f, 2.0f});
+  const Floats weight(ops, {width}, Random(54).normals(width));
+  const Floats out(ops, {tokens, width}), post(ops, {tokens, hc}), comb(ops, {tokens, hc, hc});
+  in_step([&] {
+    ops.hc_pre_norm({.pre = {.streams = in,
+                             .weights = {.fn = fn, .base = base, .scale = scale},
+                             .sinkhorn_iters = 20,
+                             .hc_eps = 1e-6f,
+                             .norm_eps = 1e-6f,
+                             .out = out,
+                             .post = post,
+                             .comb = comb},
+                     .norm_weight = weight,
+                     .eps = 1e-6f});
+  });
+  std::vector<float> all;  // by token
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (const auto& [values, row] :
+         {std::pair(out.values(), width), {post.values(), hc}, {comb.values(), hc * hc}}) {
+      const std::vector<float> part = rows_of(values, t, 1, row);
+      all.insert(all.end(), part.begin(), part.end());
+    }
+  return all;
+}
+
+TEST_F(CudaLinears, MixingAndNormTogetherMatchTheirParts) {
+  for (const std::int64_t width : {4, 384, 2052, 4096})
+    for (const std::int64_t tokens : {1, 3, 8, 21}) {
+      const std::vector<float> streams = Random(51).normals(tokens * 4 * width, 3);
+      SCOPED_TRACE(fmt::format("{} tokens of {}", tokens, width));
+      const std::vector<float> found = hc_pre_norm(gpu(), width, tokens, streams);
+      expect_near(found, hc_pre_norm(cpu(), width, tokens, streams), 1e-5);
+      const std::int64_t row = static_cast<std::int64_t>(found.size()) / tokens;
+      for (const std::int64_t t : {std::int64_t{0}, tokens / 2, tokens - 1})
+        expect_same(hc_pre_norm(gpu(), width, 1, rows_of(streams, t, 1, 4 * width)),
+                    rows_of(found, t, 1, row));
+    }
+}
+
+}  // namespace
+}  // namespace quatrain::testing
