@@ -12,8 +12,8 @@ namespace quatrain::apps {
 namespace {
 
 Backend make_cpu(int threads, const std::string& kv_cache_dtype, const std::string& reason) {
-  if (kv_cache_dtype == "bf16")
-    fail("--kv-cache-dtype bf16: the cpu backend{} keeps its caches in fp32", reason);
+  if (kv_cache_dtype != "auto" && kv_cache_dtype != "fp32")
+    fail("--kv-cache-dtype {}: the cpu backend{} keeps its caches in fp32", kv_cache_dtype, reason);
   auto ops = std::make_unique<CpuOps>(threads);
   std::string description = fmt::format("cpu backend, {} threads{}", ops->pool().threads(), reason);
   std::string device = fmt::format("{} threads", ops->pool().threads());
@@ -24,9 +24,18 @@ Backend make_cpu(int threads, const std::string& kv_cache_dtype, const std::stri
           .measure_limits = [&pool] { return measure_cpu_limits(pool); }};
 }
 
+#if defined(QUATRAIN_HAS_CUDA)
+DType cuda_cache_dtype(const std::string& name) {
+  if (name == "fp32") return DType::kF32;
+  if (name == "bf16") return DType::kBF16;
+  if (name == "fp8") return DType::kU8;
+  return DType::kF16;
+}
+#endif
+
 Backend make_cuda([[maybe_unused]] const std::string& kv_cache_dtype) {
 #if defined(QUATRAIN_HAS_CUDA)
-  auto ops = std::make_unique<CudaOps>(0, kv_cache_dtype == "fp32" ? DType::kF32 : DType::kBF16);
+  auto ops = std::make_unique<CudaOps>(0, cuda_cache_dtype(kv_cache_dtype));
   std::string description = fmt::format("cuda backend on {}", ops->properties().name);
   CudaOps* cuda = ops.get();
   return {.ops = std::move(ops),

@@ -20,7 +20,8 @@ struct Backend {
 
 /// "cpu", "cuda", or "auto": cuda where the build has it and a usable GPU is there, otherwise cpu.
 /// `threads` is for the CPU; 0 takes one per core.
-/// `kv_cache_dtype` is "auto", "bf16" or "fp32"; a backend refuses what it does not have.
+/// `kv_cache_dtype` is "auto", "fp16", "bf16", "fp32" or "fp8"; a backend refuses what it does not
+/// have.
 Backend make_backend(const std::string& name, int threads, const std::string& kv_cache_dtype);
 
 }  // namespace quatrain::apps

@@ -32,9 +32,11 @@ void ModelFlags::add_to(CLI::App& app) {
                  "input_scale)")
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "nvfp4", "static"}))
       ->capture_default_str();
-  app.add_option("--kv-cache-dtype", kv_cache_dtype,
-                 "Type of the caches: auto (fp32 on the CPU, bf16 on a GPU), bf16 or fp32")
-      ->check(CLI::IsMember({"auto", "bf16", "fp32"}))
+  app.add_option(
+         "--kv-cache-dtype", kv_cache_dtype,
+         "Type of the caches: auto (fp32 on the CPU, fp16 on a GPU), fp16, bf16, fp32, or fp8 "
+         "(packed FP8 latents and FP4 index keys; implies --sim on)")
+      ->check(CLI::IsMember({"auto", "fp16", "bf16", "fp32", "fp8"}))
       ->capture_default_str();
   app.add_option("--sim", sim, "Round cached keys to the FP8/FP4 grid of the packed caches")
       ->check(CLI::IsMember({"on", "off"}))
@@ -91,7 +93,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
   }
   EngineOptions options = flags.options;
   options.record = !decorated_ && !check_ && !trace_;  // decorators see single operations only
-  options.numerics.sim = flags.sim == "on";
+  options.numerics.sim = flags.sim == "on" || ops_->cache_dtype() == DType::kU8;
   options.numerics.expert_activations =
       parse_activations(flags.expert_activations, ops_->backend_name());
 

@@ -6,12 +6,16 @@
 #include <map>
 
 #include "core/codec.h"
+#include "core/packed_row.h"
 #include "core/random.h"
 
 namespace quatrain {
 
 KvCache::KvCache(Ops& ops, const V4Config& config, std::int64_t slots, std::int64_t blocks)
     : ops_(ops), config_(config), slots_(slots), blocks_(blocks) {
+  if (ops.cache_dtype() == DType::kU8 && config.rope_dim != kPackedRotary)
+    fail("qk_rope_head_dim {}: packed caches keep {} rotary columns", config.rope_dim,
+         kPackedRotary);
   for (std::int64_t l = 0; l < config.num_layers; ++l)
     layers_.push_back(make_layer(config.ratio(l)));
   for (std::int64_t m = 0; m < config.num_mtp_layers; ++m) mtp_.push_back(make_layer(0));
@@ -28,9 +32,14 @@ Tensor KvCache::make(DType dtype, std::initializer_list<std::int64_t> shape) {
 
 LayerCache KvCache::make_layer(std::int64_t ratio) {
   const DType type = ops_.cache_dtype();
+  const bool is_packed = type == DType::kU8;
   const std::int64_t width = config_.head_dim;
+  const std::int64_t latent = is_packed ? PackedLatent(static_cast<int>(width)).bytes : width;
+  const std::int64_t index_width = config_.index_head_dim;
+  const std::int64_t index_key =
+      is_packed ? PackedIndexKey(static_cast<int>(index_width)).bytes : index_width;
   LayerCache cache;
-  cache.ring = make(type, {slots_, config_.sliding_window, width});
+  cache.ring = make(type, {slots_, config_.sliding_window, latent});
   if (ratio == 0) return cache;
   const bool overlaps = ratio == 4;
   const std::int64_t capacity = overlaps ? 2 * ratio : ratio;
@@ -40,11 +49,11 @@ LayerCache KvCache::make_layer(std::int64_t ratio) {
                            .scores = make(DType::kF32, {slots_, capacity, channels})};
   };
   const std::int64_t rows = blocks_ * (kBlockTokens / ratio);
-  cache.entries = {.rows = make(type, {rows, width}), .ratio = ratio};
+  cache.entries = {.rows = make(type, {rows, latent}), .ratio = ratio};
   cache.compressor = state(width);
   if (ratio == 4) {
-    cache.index_keys = {.rows = make(type, {rows, config_.index_head_dim}), .ratio = ratio};
-    cache.index_compressor = state(config_.index_head_dim);
+    cache.index_keys = {.rows = make(type, {rows, index_key}), .ratio = ratio};
+    cache.index_compressor = state(index_width);
   }
   return cache;
 }

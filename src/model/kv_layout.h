@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What each layer keeps between steps: window ring, compressed entries, indexer keys, open windows.
+// Rows have the backend's cache_dtype(); packed ones (core/packed_row.h) are U8, as wide as their
+// bytes.
 #pragma once
 
 #include <vector>

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/packed_row.h"
 #include "core/step_guard.h"
 #include "ops/slot_sampling.h"
 
@@ -36,6 +37,14 @@ void expect_pool(const char* op, const RowPool& pool, std::int64_t width) {
 }
 
 std::int64_t last(const Tensor& t) { return t.dim(t.rank() - 1); }
+
+// How wide the rows of a cache of latents or index keys are; packed ones count bytes.
+std::int64_t latent_row(const Tensor& cache, std::int64_t width) {
+  return cache.dtype() == DType::kU8 ? PackedLatent(static_cast<int>(width)).bytes : width;
+}
+std::int64_t index_row(const Tensor& cache, std::int64_t width) {
+  return cache.dtype() == DType::kU8 ? PackedIndexKey(static_cast<int>(width)).bytes : width;
+}
 
 }  // namespace
 
@@ -104,7 +113,9 @@ void check_shapes(const op::Compress& a) {
   const std::int64_t row = ratio == 4 ? 2 * width : width;
   const std::int64_t tokens = a.values.dim(0);
   expect_batch(a.kName, a.batch, tokens);
-  expect_pool(a.kName, a.entries, width);
+  const Tensor& rows = a.entries.rows;
+  expect_pool(a.kName, a.entries,
+              a.grid == CacheGrid::kIndex ? index_row(rows, width) : latent_row(rows, width));
   expect(a.kName, "values", a.values, {tokens, row});
   expect(a.kName, "scores", a.scores, {tokens, row});
   expect(a.kName, "bias", a.bias, {ratio, row});
@@ -115,7 +126,7 @@ void check_shapes(const op::Compress& a) {
 
 void check_shapes(const op::IndexSelect& a) {
   expect_batch(a.kName, a.batch, a.q.dim(0));
-  expect_pool(a.kName, a.keys, a.q.dim(2));
+  expect_pool(a.kName, a.keys, index_row(a.keys.rows, a.q.dim(2)));
   expect(a.kName, "weights", a.weights, {a.q.dim(0), a.q.dim(1)});
   expect(a.kName, "selected", a.selected, {a.q.dim(0), a.selected.dim(1)});
 }
@@ -124,16 +135,17 @@ void check_shapes(const op::Attend& a) {
   const std::int64_t tokens = a.q.dim(0), heads = a.q.dim(1), width = a.q.dim(2);
   expect_batch(a.kName, a.batch, tokens);
   expect(a.kName, "latents", a.latents, {tokens, width});
-  expect(a.kName, "ring", a.ring, {a.ring.dim(0), a.ring.dim(1), width});
+  expect(a.kName, "ring", a.ring, {a.ring.dim(0), a.ring.dim(1), latent_row(a.ring, width)});
   expect(a.kName, "sinks", a.sinks, {heads});
   expect(a.kName, "out", a.out, {tokens, heads, width});
-  if (a.entries.rows) expect_pool(a.kName, a.entries, width);
+  if (a.entries.rows) expect_pool(a.kName, a.entries, latent_row(a.entries.rows, width));
   if (a.selected) expect(a.kName, "selected", a.selected, {tokens, a.selected.dim(1)});
 }
 
 void check_shapes(const op::KvStore& a) {
   expect_batch(a.kName, a.batch, a.latents.dim(0));
-  expect(a.kName, "ring", a.ring, {a.ring.dim(0), a.ring.dim(1), a.latents.dim(1)});
+  expect(a.kName, "ring", a.ring,
+         {a.ring.dim(0), a.ring.dim(1), latent_row(a.ring, a.latents.dim(1))});
 }
 
 void check_shapes(const op::Route& a) {

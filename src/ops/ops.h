@@ -70,7 +70,8 @@ class Ops {
 
   virtual std::string_view backend_name() const = 0;
   virtual DType activation_dtype() const = 0;
-  /// Of the window rings and the pools of compressed rows.
+  /// Of the window rings and the pools of compressed rows; U8 stands for packed rows
+  /// (core/packed_row.h), whose values must be on the grid.
   virtual DType cache_dtype() const { return activation_dtype(); }
 
   // ---- memory ----

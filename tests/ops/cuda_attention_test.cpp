@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA operations on sequences against the CPU backend: compress, kv_store, index_select,
 // attend, on steps of several sequences with poisoned padding, and decoding after a prefill. Both
-// backends are given the same BF16 cache contents; only the CPU's are held in FP32.
+// backends are given the same F16 cache contents; only the CPU's are held in FP32.
 #include <optional>
 
 #include "ops/cuda_compare.h"
@@ -130,7 +130,7 @@ TEST_F(CudaCompress, EntriesKeepTheirBitsForAnyChunks) {
 
 class CudaKvStore : public CudaTest {};
 
-TEST_F(CudaKvStore, RingsHoldTheLastRowsInBf16) {
+TEST_F(CudaKvStore, RingsHoldTheLastRowsInF16) {
   const std::int64_t window = 16, n = 96;
   const std::vector<std::vector<Chunk>> steps = {{{-1, 0, 2}, {0, 0, 5}, {2, 0, 50}},
                                                  {{0, 5, 1}, {-1, 0, 1}, {2, 50, 3}, {1, 7, 16}},
@@ -144,7 +144,7 @@ TEST_F(CudaKvStore, RingsHoldTheLastRowsInBf16) {
     return ring.values();
   };
   for (const std::vector<Chunk>& chunks : steps)
-    expect_same(run(gpu(), found, chunks), bf16_rounded(run(cpu(), expected, chunks)));
+    expect_same(run(gpu(), found, chunks), f16_rounded(run(cpu(), expected, chunks)));
 }
 
 // ---- index_select ----
@@ -157,7 +157,7 @@ struct Indexer {
     std::vector<float> out = normals(kind, slot, i, n);
     if (ties)
       for (float& x : out) x = std::clamp(std::round(x), -2.0f, 2.0f);
-    return bf16_rounded(out);
+    return f16_rounded(out);
   }
 };
 
@@ -275,7 +275,7 @@ class CudaAttend : public CudaTest {
         put(pool, step.pool_row(c.slot, w, a.ratio), a.entry(c.slot, w));
     }
     std::vector<float> latents = step_rows(step, n, [&](auto s, auto p) { return a.latent(s, p); });
-    if (ops.cache_dtype() == DType::kF32) latents = bf16_rounded(latents);
+    if (ops.cache_dtype() == DType::kF32) latents = f16_rounded(latents);
     std::vector<std::int32_t> selected;
     for (std::int64_t r = 0; a.topk > 0 && r < rows; ++r) {
       const auto i = static_cast<std::size_t>(r);
@@ -326,13 +326,29 @@ TEST_F(CudaAttend, MatchesTheCpu) {
   }
 }
 
+// The kernels for latents round queries and probabilities to F16. Steps of few rows, and one in
+// which a sequence brings more rows than are split over blocks.
 TEST_F(CudaAttend, MatchesTheCpuAtTheSizesOfFlash) {
-  const std::vector<Chunk> few = {{0, 4500, 1}, {-1, 0, 1}, {1, 60, 1}, {2, 127, 2}};
+  const std::vector<Chunk> few = {{0, 4500, 1}, {-1, 0, 1}, {1, 0, 1}, {2, 127, 1}};
+  const std::vector<Chunk> mixed = {{0, 4500, 1}, {-1, 0, 2}, {1, 60, 1}, {2, 127, 2}, {3, 700, 9}};
   for (const Attention a : {Attention{64, 512, 128, 4, 512}, Attention{64, 512, 128, 128, 0},
-                            Attention{64, 512, 128, 0, 0}}) {
-    SCOPED_TRACE(::testing::Message() << "ratio " << a.ratio);
-    expect_near(run(gpu(), a, few), run(cpu(), a, few), 1e-4);
+                            Attention{64, 512, 128, 0, 0}, Attention{70, 512, 20, 4, 100}}) {
+    SCOPED_TRACE(::testing::Message() << a.heads << " heads, ratio " << a.ratio);
+    expect_near(run(gpu(), a, few), run(cpu(), a, few), 1e-3);
+    expect_near(run(gpu(), a, mixed), run(cpu(), a, mixed), 1e-3);
   }
+}
+
+TEST_F(CudaAttend, DecodingAtTheSizesOfFlashKeepsItsBitsInAnyBatch) {
+  const Attention a = {64, 512, 128, 4, 512};
+  const std::int64_t width = a.heads * a.width;
+  const auto alone = run(gpu(), a, {{1, 4000, 1}});
+  std::vector<Chunk> many = {{-1, 0, 3}, {0, 5, 2}, {1, 4000, 1}, {3, 64, 30}};
+  expect_same(rows_of(run(gpu(), a, many), 5, 1, width), alone);
+  many.pop_back();  // smaller blocks
+  expect_same(rows_of(run(gpu(), a, many), 5, 1, width), alone);
+  const auto prompt = run(gpu(), a, {{2, 1000, 40}});
+  expect_same(rows_of(run(gpu(), a, {{1, 9, 1}, {2, 1000, 40}, {-1, 0, 1}}), 1, 40, width), prompt);
 }
 
 TEST_F(CudaAttend, KeepsItsBitsForAnyChunksAndBatchMates) {

@@ -45,21 +45,26 @@ inline std::vector<float> bf16_rounded(std::vector<float> values) {
   return values;
 }
 
-/// A cache in the type of the backend, BF16 or F32. Both are given the same BF16 values.
+inline std::vector<float> f16_rounded(std::vector<float> values) {
+  for (float& x : values) x = f16_decode(f16_encode(x));
+  return values;
+}
+
+/// A cache in the type of the backend, F16 or F32. Both are given the same F16 values.
 class CacheArray {
  public:
   CacheArray(Ops& ops, std::initializer_list<std::int64_t> shape, const std::vector<float>& values)
-      : ops_(ops), is_bf16_(ops.cache_dtype() == DType::kBF16) {
+      : ops_(ops), is_f16_(ops.cache_dtype() == DType::kF16) {
     const Tensor shape_only(nullptr, ops.cache_dtype(), shape);
     QT_CHECK_EQ(static_cast<std::int64_t>(values.size()), shape_only.elements(), "cache values");
     buffer_ = ops.allocate(shape_only.bytes());
     tensor_ = Tensor(buffer_.data(), ops.cache_dtype(), shape);
-    if (!is_bf16_) {
-      ops.upload(tensor_, bf16_rounded(values).data());
+    if (!is_f16_) {
+      ops.upload(tensor_, f16_rounded(values).data());
       return;
     }
     std::vector<std::uint16_t> codes;
-    for (const float x : values) codes.push_back(bf16_encode(x));
+    for (const float x : values) codes.push_back(f16_encode(x));
     ops.upload(tensor_, codes.data());
   }
   /// Poisoned with NaN.
@@ -72,19 +77,19 @@ class CacheArray {
   operator const Tensor&() const { return tensor_; }
   std::vector<float> values() const {
     std::vector<float> out(static_cast<std::size_t>(tensor_.elements()));
-    if (!is_bf16_) {
+    if (!is_f16_) {
       ops_.download(out.data(), tensor_);
       return out;
     }
     std::vector<std::uint16_t> codes(out.size());
     ops_.download(codes.data(), tensor_);
-    std::transform(codes.begin(), codes.end(), out.begin(), bf16_decode);
+    std::transform(codes.begin(), codes.end(), out.begin(), f16_decode);
     return out;
   }
 
  private:
   Ops& ops_;
-  bool is_bf16_;
+  bool is_f16_;
   Buffer buffer_;
   Tensor tensor_;
 };
@@ -103,7 +108,7 @@ inline void expect_near(const std::vector<float>& found, const std::vector<float
         << "element " << i << ": found " << found[i] << ", expected " << expected[i];
 }
 
-/// `found` holds BF16 roundings of numbers that differ from `expected` by FP32 noise; NaN where
+/// `found` holds F16 roundings of numbers that differ from `expected` by FP32 noise; NaN where
 /// `expected` has it. At most the share `may_differ` of the numbers may be elsewhere, because the
 /// noise put them on the other side of a rounding boundary of a coarser grid.
 inline void expect_rounded(const std::vector<float>& found, const std::vector<float>& expected,
@@ -114,7 +119,7 @@ inline void expect_rounded(const std::vector<float>& found, const std::vector<fl
     ASSERT_EQ(std::isnan(found[i]), std::isnan(expected[i])) << "element " << i;
     if (std::isnan(expected[i])) continue;
     ++finite;
-    const double allowed = std::abs(expected[i]) / 256 + 1e-5;
+    const double allowed = std::abs(expected[i]) / 2048 + 2e-6;
     if (std::abs(static_cast<double>(found[i]) - expected[i]) <= allowed) continue;
     ++differ;
     ASSERT_GT(may_differ, 0) << "element " << i << ": found " << found[i] << ", expected "

@@ -2,9 +2,9 @@
 // CudaOps: the operations on one NVIDIA GPU, in order on one stream.
 //
 // Activations are FP32; products round their inputs to BF16 and accumulate in FP32 on tensor cores.
-// Caches are BF16 or FP32. Methods only launch kernels: none waits, allocates or reads device
-// values, so a step can be captured into a graph. Methods live in cuda_ops_*.cpp; kernels, which
-// know nothing of this class, behind launch/*.h.
+// Caches are 16 bits, FP32 or packed. Methods only launch kernels: none waits, allocates or reads
+// device values, so a step can be captured into a graph. Methods live in cuda_ops_*.cpp; kernels,
+// which know nothing of this class, behind launch/*.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,9 +36,10 @@ class CudaExperts final : public PackedExperts {
 
 class CudaOps final : public Ops {
  public:
-  /// Uses device `ordinal`; throws Error when there is none or it is not a Hopper. Caches are BF16,
-  /// or F32 for comparisons that their rounding would blur.
-  explicit CudaOps(int ordinal = 0, DType cache_dtype = DType::kBF16);
+  /// Uses device `ordinal`; throws Error when there is none or it is not a Hopper. Caches are F16,
+  /// BF16, F32 for comparisons that their rounding would blur, or U8: packed rows, for models that
+  /// keep to the grid of core/packed_row.h.
+  explicit CudaOps(int ordinal = 0, DType cache_dtype = DType::kF16);
   ~CudaOps() override;
 
   std::string_view backend_name() const override { return "cuda"; }

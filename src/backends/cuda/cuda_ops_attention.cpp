@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operations that know sequences and their caches, and the router, from tensors to launches.
-#include <type_traits>
-
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/cache.h"
@@ -11,23 +9,21 @@
 namespace quatrain {
 
 void CudaOps::kv_store(const op::KvStore& args) {
-  const auto store = [&](auto* ring) {
-    using Element = std::remove_pointer_t<decltype(ring)>;
-    cuda::store_recent(cuda::StoreRecentArgs<Element>{.batch = view_of(args.batch),
-                                                      .step = f32(args.latents),
-                                                      .ring = ring,
-                                                      .width = extent(args.latents, 1),
-                                                      .capacity = extent(args.ring, 1)},
-                       stream_);
-  };
-  const cuda::CacheRows ring = cache_rows(args.ring);
-  if (ring.is_bf16)
-    store(static_cast<std::uint16_t*>(ring.data));
-  else
-    store(static_cast<float*>(ring.data));
+  const int width = extent(args.latents, 1);
+  cuda::store_recent({.batch = view_of(args.batch),
+                      .step = f32(args.latents),
+                      .ring = cache_rows(args.ring, CacheContent::kLatents, width),
+                      .capacity = extent(args.ring, 1)},
+                     stream_);
 }
 
 void CudaOps::compress(const op::Compress& args) {
+  const int width = extent(args.norm_weight, 0);
+  // Packed rows do not tell what they hold; the grid that their values are on does.
+  const CacheContent content =
+      args.grid == CacheGrid::kIndex ? CacheContent::kIndexKeys : CacheContent::kLatents;
+  QT_CHECK(args.entries.rows.dtype() != DType::kU8 || args.grid != CacheGrid::kNone,
+           "packed entries hold values on a grid only");
   cuda::compress({.batch = view_of(args.batch),
                   .values = f32(args.values),
                   .scores = f32(args.scores),
@@ -35,14 +31,14 @@ void CudaOps::compress(const op::Compress& args) {
                   .norm_weight = f32(args.norm_weight),
                   .inv_freq = f32(args.inv_freq),
                   .channels = extent(args.values, 1),
-                  .width = extent(args.norm_weight, 0),
+                  .width = width,
                   .pairs = extent(args.inv_freq, 0),
                   .eps = args.eps,
                   .grid = kernel_grid(args.grid),
                   .capacity = extent(args.state.values, 1),
                   .state_values = f32(args.state.values),
                   .state_scores = f32(args.state.scores),
-                  .entries = view_of(args.entries)},
+                  .entries = view_of(args.entries, content, width)},
                  stream_);
 }
 
@@ -55,7 +51,7 @@ void CudaOps::index_select(const op::IndexSelect& args) {
   cuda::index_select({.batch = view_of(args.batch),
                       .q = f32(args.q),
                       .weights = f32(args.weights),
-                      .keys = view_of(args.keys),
+                      .keys = view_of(args.keys, CacheContent::kIndexKeys, width),
                       .heads = extent(args.q, 1),
                       .width = width,
                       .topk = extent(args.selected, 1),
@@ -70,19 +66,22 @@ void CudaOps::attend(const op::Attend& args) {
   const int width = extent(args.q, 2);
   QT_CHECK(width % 32 == 0 && width <= cuda::kMaxHeadDim,
            "heads of width {}; expected a multiple of 32 up to {}", width, cuda::kMaxHeadDim);
-  cuda::attend({.batch = view_of(args.batch),
-                .q = f32(args.q),
-                .latents = f32(args.latents),
-                .ring = cache_rows(args.ring),
-                .entries = view_of(args.entries),
-                .selected = args.selected ? i32(args.selected) : nullptr,
-                .sinks = f32(args.sinks),
-                .heads = extent(args.q, 1),
-                .width = width,
-                .window = extent(args.ring, 1),
-                .topk = args.selected ? extent(args.selected, 1) : 0,
-                .out = f32(args.out)},
-               stream_);
+  const cuda::AttendArgs launch = {.batch = view_of(args.batch),
+                                   .q = f32(args.q),
+                                   .latents = f32(args.latents),
+                                   .ring = cache_rows(args.ring, CacheContent::kLatents, width),
+                                   .entries = view_of(args.entries, CacheContent::kLatents, width),
+                                   .selected = args.selected ? i32(args.selected) : nullptr,
+                                   .sinks = f32(args.sinks),
+                                   .heads = extent(args.q, 1),
+                                   .width = width,
+                                   .window = extent(args.ring, 1),
+                                   .topk = args.selected ? extent(args.selected, 1) : 0,
+                                   .out = f32(args.out)};
+  if (width == cuda::kLatentWidth && launch.ring.format != cuda::CacheFormat::kF32)
+    cuda::attend_latent(launch, stream_);
+  else
+    cuda::attend(launch, stream_);
 }
 
 void CudaOps::route(const op::Route& args) {

@@ -22,8 +22,9 @@ constexpr std::int64_t kLoadStagingBytes = std::int64_t{64} << 20;
 }  // namespace
 
 CudaOps::CudaOps(int ordinal, DType cache_dtype) : ordinal_(ordinal), cache_dtype_(cache_dtype) {
-  if (cache_dtype != DType::kBF16 && cache_dtype != DType::kF32)
-    fail("CUDA: caches are BF16 or F32, found {}", name_of(cache_dtype));
+  if (cache_dtype != DType::kF16 && cache_dtype != DType::kBF16 && cache_dtype != DType::kF32 &&
+      cache_dtype != DType::kU8)
+    fail("CUDA: caches are F16, BF16, F32 or U8 (packed), found {}", name_of(cache_dtype));
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) fail("CUDA: no usable device: {}", cudaGetErrorString(status));

@@ -7,6 +7,7 @@
 
 #include "backends/cuda/launch/batch.h"
 #include "backends/cuda/launch/elementwise.h"
+#include "core/packed_row.h"
 #include "ops/op_args.h"
 
 namespace quatrain {
@@ -26,10 +27,29 @@ inline const Tensor& contiguous(const Tensor& t) {
 }
 inline float* f32(const Tensor& t) { return contiguous(t).f32(); }
 inline int* i32(const Tensor& t) { return contiguous(t).i32(); }
-inline cuda::CacheRows cache_rows(const Tensor& t) {
-  QT_CHECK(t.dtype() == DType::kBF16 || t.dtype() == DType::kF32,
-           "expected a cache in BF16 or F32, found {}", t.describe());
-  return {.data = contiguous(t).data(), .is_bf16 = t.dtype() == DType::kBF16};
+
+enum class CacheContent { kLatents, kIndexKeys };
+
+/// The rows of a cache of `width` columns; U8 holds packed rows.
+inline cuda::CacheRows cache_rows(const Tensor& t, CacheContent content, int width) {
+  const bool is_latent = content == CacheContent::kLatents;
+  cuda::CacheRows rows = {.data = contiguous(t).data(), .width = width};
+  rows.row_bytes = as_int(bytes_of(t.dtype()) * t.dim(t.rank() - 1));
+  int expected = width * as_int(bytes_of(t.dtype()));
+  if (t.dtype() == DType::kF32) {
+    rows.format = cuda::CacheFormat::kF32;
+  } else if (t.dtype() == DType::kF16) {
+    rows.format = cuda::CacheFormat::kF16;
+  } else if (t.dtype() == DType::kBF16) {
+    rows.format = cuda::CacheFormat::kBf16;
+  } else if (t.dtype() == DType::kU8) {
+    rows.format = is_latent ? cuda::CacheFormat::kPackedLatent : cuda::CacheFormat::kPackedIndexKey;
+    expected = is_latent ? PackedLatent(width).bytes : PackedIndexKey(width).bytes;
+  } else {
+    fail("{}: expected a cache in F32, F16, BF16 or U8", t.describe());
+  }
+  QT_CHECK_EQ(rows.row_bytes, expected, "bytes of a cache row");
+  return rows;
 }
 
 inline cuda::BatchView view_of(const Batch& batch) {
@@ -41,9 +61,9 @@ inline cuda::BatchView view_of(const Batch& batch) {
           .rows = as_int(batch.rows())};
 }
 
-inline cuda::PoolView view_of(const RowPool& pool) {
+inline cuda::PoolView view_of(const RowPool& pool, CacheContent content, int width) {
   if (!pool.rows) return {};
-  return {.rows = cache_rows(pool.rows),
+  return {.rows = cache_rows(pool.rows, content, width),
           .ratio = as_int(pool.ratio),
           .per_block = as_int(kBlockTokens / pool.ratio)};
 }

@@ -51,4 +51,11 @@ struct AttendArgs {
 /// as they will be stored, so that the chunking of a sequence does not change its output.
 void attend(const AttendArgs& args, cudaStream_t stream);
 
+/// Width of DeepSeek-V4's latents, which have kernels of their own.
+inline constexpr int kLatentWidth = 512;
+
+/// As attend, for width kLatentWidth and caches that are not FP32: queries, keys and weights are
+/// rounded to F16, sums are FP32. Of the selected entries the first min(topk, visible) are read.
+void attend_latent(const AttendArgs& args, cudaStream_t stream);
+
 }  // namespace quatrain::cuda

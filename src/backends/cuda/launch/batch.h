@@ -16,10 +16,20 @@ struct BatchView {
   int rows = 0;
 };
 
-/// Rows that outlive a step, in BF16 or FP32. device/cache_rows.cuh reads and writes them.
+enum class CacheFormat : std::uint8_t {
+  kF32,
+  kF16,
+  kBf16,
+  kPackedLatent,    ///< core/packed_row.h
+  kPackedIndexKey,  ///< core/packed_row.h
+};
+
+/// Rows that outlive a step. device/cache_rows.cuh reads and writes them.
 struct CacheRows {
   void* data = nullptr;
-  bool is_bf16 = true;
+  CacheFormat format = CacheFormat::kF32;
+  int width = 0;  // columns
+  int row_bytes = 0;
 };
 
 /// Row w of a sequence is rows[table[slot][w / per_block] * per_block + w % per_block].

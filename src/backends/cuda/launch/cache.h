@@ -11,18 +11,15 @@
 
 namespace quatrain::cuda {
 
-/// ring[slot, t mod capacity] = step[t] for the last `capacity` rows of each sequence.
-template <class T>
+/// ring[slot, t mod capacity] = step[t], in the ring's format, for the last `capacity` rows of each
+/// sequence.
 struct StoreRecentArgs {
   BatchView batch;
   const float* step = nullptr;  // [rows, width]
-  T* ring = nullptr;            // [slots, capacity, width]
-  int width = 0;
+  CacheRows ring;               // [slots, capacity, width]
   int capacity = 0;
 };
-void store_recent(const StoreRecentArgs<float>& args, cudaStream_t stream);
-/// Rounds to BF16.
-void store_recent(const StoreRecentArgs<std::uint16_t>& args, cudaStream_t stream);
+void store_recent(const StoreRecentArgs& args, cudaStream_t stream);
 
 struct CompressArgs {
   BatchView batch;

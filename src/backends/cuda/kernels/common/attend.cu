@@ -58,17 +58,17 @@ __device__ void load_key(const AttendArgs& args, const RowKeys& keys, const Rece
   if (k >= keys.window_count) {
     const int rank = k - keys.window_count;
     const int entry = keys.selected != nullptr ? keys.selected[rank] : rank;
-    load8(args.entries.rows, paged.row(entry) * args.width + column, out);
+    load8(args.entries.rows, paged.row(entry), column, out);
     return;
   }
   const int position = keys.window_begin + k;
   if (!recent.in_step(position)) {
-    load8(args.ring, recent.ring_row(position) * args.width + column, out);
+    load8(args.ring, recent.ring_row(position), column, out);
     return;
   }
   const float* latent = args.latents + recent.step_row(position) * args.width + column;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) out[j] = as_stored(args.ring, latent[j]);
+  for (int j = 0; j < 8; ++j) out[j] = as_stored(args.ring, column + j, latent[j]);
 }
 
 // Keys first … first + 15 to shared memory, rows of `columns`; zeros where there is no key, so that

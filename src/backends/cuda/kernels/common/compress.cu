@@ -101,8 +101,7 @@ __global__ void pool_kernel(CompressArgs args) {
   }
   finish_entry(entry, args, start, scratch);
   const std::int64_t row = PagedRows(args.batch, args.entries, slot).row(position / ratio);
-  for (int c = static_cast<int>(threadIdx.x); c < args.width; c += blockDim.x)
-    store(args.entries.rows, row * args.width + c, entry[c]);
+  store_row(args.entries.rows, row, entry);
 }
 
 }  // namespace
@@ -117,15 +116,18 @@ void compress(const CompressArgs& args, cudaStream_t stream) {
   pool_kernel<<<rows, threads, shared, stream>>>(args);
   QT_CUDA(cudaGetLastError());
   // Only now: the pools of this step read the rows that the state kept from earlier ones.
-  StoreRecentArgs<float> state = {.batch = args.batch,
-                                  .step = args.values,
-                                  .ring = args.state_values,
-                                  .width = args.channels,
-                                  .capacity = args.capacity};
-  store_recent(state, stream);
-  state.step = args.scores;
-  state.ring = args.state_scores;
-  store_recent(state, stream);
+  const auto keep = [&](const float* step, float* state) {
+    store_recent({.batch = args.batch,
+                  .step = step,
+                  .ring = {.data = state,
+                           .format = CacheFormat::kF32,
+                           .width = args.channels,
+                           .row_bytes = args.channels * static_cast<int>(sizeof(float))},
+                  .capacity = args.capacity},
+                 stream);
+  };
+  keep(args.values, args.state_values);
+  keep(args.scores, args.state_scores);
 }
 
 }  // namespace quatrain::cuda
