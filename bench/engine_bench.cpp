@@ -114,7 +114,7 @@ void measure_fairness(Engine& engine, const Settings& s) {
 }
 
 void run(const Settings& s) {
-  apps::Backend backend = apps::make_backend(s.backend, s.threads, "auto");
+  apps::Backend backend = apps::make_backend(s.backend, {.threads = s.threads}, "auto");
   EngineOptions options;
   options.max_num_seqs = std::max<std::int64_t>(s.streams, 9);
   options.max_num_batched_tokens = std::max(s.chunk, options.max_num_seqs);

@@ -11,16 +11,17 @@
 namespace quatrain::apps {
 namespace {
 
-Backend make_cpu(int threads, const std::string& kv_cache_dtype, const std::string& reason) {
+Backend make_cpu(const CpuFlags& cpu, const std::string& kv_cache_dtype,
+                 const std::string& reason) {
   if (kv_cache_dtype != "auto" && kv_cache_dtype != "fp32")
     fail("--kv-cache-dtype {}: the cpu backend{} keeps its caches in fp32", kv_cache_dtype, reason);
-  auto ops = std::make_unique<CpuOps>(threads);
-  std::string description = fmt::format("cpu backend, {} threads{}", ops->pool().threads(), reason);
-  std::string device = fmt::format("{} threads", ops->pool().threads());
+  auto ops = std::make_unique<CpuOps>(cpu.threads, parse_isa(cpu.isa), cpu.cpus);
   ThreadPool& pool = ops->pool();
+  const std::string_view isa = name_of(ops->isa());
   return {.ops = std::move(ops),
-          .description = std::move(description),
-          .device = std::move(device),
+          .description =
+              fmt::format("cpu backend, {} threads, {} kernels{}", pool.threads(), isa, reason),
+          .device = fmt::format("{} threads, {}", pool.threads(), isa),
           .measure_limits = [&pool] { return measure_cpu_limits(pool); }};
 }
 
@@ -49,14 +50,15 @@ Backend make_cuda([[maybe_unused]] const std::string& kv_cache_dtype) {
 
 }  // namespace
 
-Backend make_backend(const std::string& name, int threads, const std::string& kv_cache_dtype) {
-  if (name == "cpu") return make_cpu(threads, kv_cache_dtype, "");
+Backend make_backend(const std::string& name, const CpuFlags& cpu,
+                     const std::string& kv_cache_dtype) {
+  if (name == "cpu") return make_cpu(cpu, kv_cache_dtype, "");
   if (name == "cuda") return make_cuda(kv_cache_dtype);
   if (name != "auto") fail("--backend: expected auto, cpu or cuda, found '{}'", name);
   try {
     return make_cuda(kv_cache_dtype);
   } catch (const Error& error) {
-    return make_cpu(threads, kv_cache_dtype, fmt::format(" (chosen because {})", error.what()));
+    return make_cpu(cpu, kv_cache_dtype, fmt::format(" (chosen because {})", error.what()));
   }
 }
 

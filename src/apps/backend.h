@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ops/device_limits.h"
 #include "ops/ops.h"
@@ -18,10 +19,17 @@ struct Backend {
   std::function<DeviceLimits()> measure_limits;
 };
 
+/// How the CPU backend runs.
+struct CpuFlags {
+  int threads = 0;           ///< 0: one per entry of `cpus`, or per core
+  std::vector<int> cpus;     ///< processors to pin threads to; empty: no pinning
+  std::string isa = "auto";  ///< see parse_isa()
+};
+
 /// "cpu", "cuda", or "auto": cuda where the build has it and a usable GPU is there, otherwise cpu.
-/// `threads` is for the CPU; 0 takes one per core.
 /// `kv_cache_dtype` is "auto", "fp16", "bf16", "fp32" or "fp8"; a backend refuses what it does not
 /// have.
-Backend make_backend(const std::string& name, int threads, const std::string& kv_cache_dtype);
+Backend make_backend(const std::string& name, const CpuFlags& cpu,
+                     const std::string& kv_cache_dtype);
 
 }  // namespace quatrain::apps

@@ -29,7 +29,7 @@ void bench_ops(const OpsFlags& flags) {
   OpCaseOptions options{.filter = flags.filter,
                         .rows = parse_numbers(flags.rows, "--rows", 1, 1 << 16),
                         .contexts = parse_numbers(flags.contexts, "--context", 1, 1 << 20)};
-  Backend backend = make_backend(flags.backend, flags.threads, flags.kv_cache_dtype);
+  Backend backend = make_backend(flags.backend, {.threads = flags.threads}, flags.kv_cache_dtype);
   if (backend.ops->backend_name() == "cpu") options.activations = ExpertActivations::kFull;
   OpsReport report;
   report.subject = {.version = QUATRAIN_VERSION,

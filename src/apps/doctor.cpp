@@ -92,7 +92,7 @@ std::vector<Finding> examine_gpus() {
 
 Finding examine_backend() {
   try {
-    const Backend backend = make_backend("auto", 0, "auto");
+    const Backend backend = make_backend("auto", {}, "auto");
     return {.subject = "--backend auto", .found = backend.description};
   } catch (const Error& error) {
     return {Health::kFail, "--backend auto", error.what()};

@@ -20,6 +20,12 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("-t,--threads", threads, "CPU threads; 0 takes one per core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  app.add_option("--cpu-mask", cpu_mask,
+                 "Pin CPU threads to these processors, separated by commas; one thread on each")
+      ->delimiter(',');
+  app.add_option("--cpu-isa", cpu_isa,
+                 "CPU instruction set: auto (the best there is), plain, avx2 or avx512")
+      ->capture_default_str();
   app.add_option("-c,--max-model-len,--ctx-size,--ctx,--context-length", options.max_model_len,
                  "Context in tokens; 0 takes the checkpoint's maximum, at most 8192")
       ->capture_default_str();
@@ -27,10 +33,10 @@ void ModelFlags::add_to(CLI::App& app) {
                  "Tokens of a prompt that run in one step")
       ->capture_default_str();
   app.add_option("--expert-activations", expert_activations,
-                 "Inputs of the routed experts: auto (fp32 on the CPU, bf16 on a GPU), fp32, bf16, "
-                 "nvfp4 (FP4 with one scale per row) or static (FP4 with the checkpoint's "
-                 "input_scale)")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16", "nvfp4", "static"}))
+                 "Inputs of the routed experts: auto (int8 on the CPU, bf16 on a GPU), fp32, bf16, "
+                 "int8 (CPU only), nvfp4 (FP4 with one scale per row) or static (FP4 with the "
+                 "checkpoint's input_scale)")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8", "nvfp4", "static"}))
       ->capture_default_str();
   app.add_option(
          "--kv-cache-dtype", kv_cache_dtype,
@@ -67,7 +73,12 @@ ModelSource ModelFlags::open() const {
 namespace {
 
 ExpertActivations parse_activations(std::string name, std::string_view backend) {
-  if (name == "auto") name = backend == "cpu" ? "fp32" : "bf16";
+  if (name == "auto") name = backend == "cpu" ? "int8" : "bf16";
+  if (name == "int8") {
+    if (backend != "cpu")
+      fail("--expert-activations int8: the {} backend has no int8 products; use bf16", backend);
+    return ExpertActivations::kInt8;
+  }
   if (name == "bf16") return ExpertActivations::kBf16;
   if (name == "nvfp4") return ExpertActivations::kNvfp4;
   if (name == "static") return ExpertActivations::kStatic;
@@ -77,7 +88,7 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
 }  // namespace
 
 LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
-    : backend_(make_backend(flags.backend, flags.threads, flags.kv_cache_dtype)) {
+    : backend_(make_backend(flags.backend, flags.cpu(), flags.kv_cache_dtype)) {
   ops_ = backend_.ops.get();
   if (decorate) {
     decorated_ = decorate(*ops_);

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "apps/backend.h"
 #include "ops/trace_ops.h"
@@ -26,6 +27,8 @@ struct ModelFlags {
   std::string sim = "off";
   std::string trace;
   std::string trace_filter;
+  std::string cpu_isa = "auto";
+  std::vector<int> cpu_mask;
   int threads = 0;
   bool check = false;
   EngineOptions options;
@@ -36,6 +39,7 @@ struct ModelFlags {
   void add_synthetic_to(CLI::App& app);
 
   ModelSource open() const;
+  CpuFlags cpu() const { return {.threads = threads, .cpus = cpu_mask, .isa = cpu_isa}; }
 };
 
 /// A model that is ready to run: backend, decorators, runner.

@@ -65,7 +65,9 @@ void verify_against(VerifyFlags& flags) {
   EngineOptions& options = flags.model.options;
   options.max_model_len = std::max(options.max_model_len, *std::ranges::max_element(contexts));
   options.max_num_batched_tokens = flags.rows;
-  const Backend reference = make_backend(flags.against, flags.model.threads, "auto");
+  // The plain kernels are the definition of every operation.
+  const CpuFlags reference_cpu{.threads = flags.model.threads, .isa = "plain"};
+  const Backend reference = make_backend(flags.against, reference_cpu, "auto");
   CompareOps* compare = nullptr;
   LoadedEngine engine(flags.model, [&](Ops& subject) {
     auto made = std::make_unique<CompareOps>(subject, *reference.ops);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core/thread_pool.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <utility>
 
+#include "core/error.h"
 #include "core/step_guard.h"
 
 namespace quatrain {
@@ -28,13 +31,34 @@ void wait_while_equal(std::atomic<T>& value, T old) {
   value.wait(old, std::memory_order_acquire);
 }
 
+void pin(pthread_t thread, int cpu) {
+#if defined(__linux__)
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const bool fits = cpu >= 0 && cpu < CPU_SETSIZE;
+  if (fits) CPU_SET(static_cast<unsigned>(cpu), &set);
+  if (!fits || pthread_setaffinity_np(thread, sizeof(set), &set) != 0)
+    fail("CPU {} cannot be used: it does not exist, or the process may not run on it", cpu);
+#else
+  (void)thread;
+  fail("CPU {}: threads cannot be pinned on this system", cpu);
+#endif
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  if (threads <= 0) threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+ThreadPool::ThreadPool(int threads, std::vector<int> cpus) {
+  if (threads <= 0)
+    threads = cpus.empty() ? std::max(1, static_cast<int>(std::thread::hardware_concurrency()))
+                           : static_cast<int>(cpus.size());
+  const auto cpu_of = [&](int t) { return cpus[static_cast<std::size_t>(t) % cpus.size()]; };
   workers_.reserve(static_cast<std::size_t>(threads - 1));
   try {
-    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+    for (int t = 1; t < threads; ++t) {
+      workers_.emplace_back([this, t] { work(t); });
+      if (!cpus.empty()) pin(workers_.back().native_handle(), cpu_of(t));
+    }
+    if (!cpus.empty()) pin(pthread_self(), cpu_of(0));
   } catch (...) {  // the machine refuses more threads: those that started must end
     stop();
     throw;

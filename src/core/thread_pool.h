@@ -18,8 +18,10 @@ namespace quatrain {
 
 class ThreadPool {
  public:
-  /// `threads` counts the calling thread; 0 means one per available core.
-  explicit ThreadPool(int threads = 0);
+  /// `threads` counts the calling thread; 0 means one per entry of `cpus`, or per available core.
+  /// Thread i, the calling one included, is pinned to cpus[i mod size]; no `cpus`, no pinning.
+  /// Throws when a CPU does not exist or may not be used.
+  explicit ThreadPool(int threads = 0, std::vector<int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

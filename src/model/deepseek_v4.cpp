@@ -23,8 +23,8 @@ DeepseekV4::DeepseekV4(const V4Config& config, const ModelWeights& weights, Nume
   if (numerics.sim && (index_width & (index_width - 1)) != 0)
     fail("index_head_dim: rounding index keys to the cache's grid needs a power of two, found {}",
          index_width);
-  if (numerics.expert_activations == ExpertActivations::kFull ||
-      numerics.expert_activations == ExpertActivations::kBf16)
+  if (numerics.expert_activations != ExpertActivations::kNvfp4 &&
+      numerics.expert_activations != ExpertActivations::kStatic)
     return;
   if (config.hidden_size % kNvfp4Block != 0 || config.moe_intermediate_size % kNvfp4Block != 0)
     fail(

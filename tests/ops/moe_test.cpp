@@ -192,6 +192,18 @@ double row_scale(const reference::Row& x) {
   return amax / (6 * 448);
 }
 
+// The nearest multiples of max / 127, per group of 32.
+reference::Row int8_grid(reference::Row x) {
+  for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+    const std::span<double> group =
+        std::span(x).subspan(begin, std::min<std::size_t>(32, x.size() - begin));
+    double amax = 0;
+    for (const double v : group) amax = std::max(amax, std::abs(v));
+    for (double& v : group) v = amax > 0 ? std::nearbyint(v * 127 / amax) * amax / 127 : 0;
+  }
+  return x;
+}
+
 // x as projection `p` of expert `e` is given it.
 reference::Row rounded(const Layer& layer, ExpertActivations mode, std::int64_t e, int p,
                        reference::Row x) {
@@ -201,6 +213,11 @@ reference::Row rounded(const Layer& layer, ExpertActivations mode, std::int64_t 
     case ExpertActivations::kBf16:
       for (double& v : x) v = bf16_round(static_cast<float>(v));
       break;
+    case ExpertActivations::kInt8: {
+      const WeightFormat format = layer.matrix(e, p).format;
+      if (format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4) return int8_grid(x);
+      break;
+    }
     case ExpertActivations::kNvfp4:
       return reference::nvfp4(x, row_scale(x));
     case ExpertActivations::kStatic:
@@ -273,6 +290,7 @@ TEST_P(ExpertsOfFormat, RoundedActivationsMatchDoublePrecision) {
   for (const auto mode : {ExpertActivations::kNvfp4, ExpertActivations::kStatic})
     expect_experts(layer, random_case(layer, 9, 2, mode), 3e-4);
   // A hidden value within FP32 noise of a tie may round the other way.
+  expect_experts(layer, random_case(layer, 9, 2, ExpertActivations::kInt8), 1e-2);
   expect_experts(layer, random_case(layer, 9, 2, ExpertActivations::kBf16), 4e-3);
 }
 
@@ -281,8 +299,9 @@ INSTANTIATE_TEST_SUITE_P(Moe, ExpertsOfFormat, ::testing::ValuesIn(kMatrixKinds)
 
 TEST(Experts, KeepTheirBitsForAnyThreadsAndRows) {
   const Layer layer(kMatrixKinds[3], 6, 64, 48, 0.002f);
-  for (const auto mode : {ExpertActivations::kFull, ExpertActivations::kBf16,
-                          ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
+  for (const auto mode :
+       {ExpertActivations::kFull, ExpertActivations::kBf16, ExpertActivations::kInt8,
+        ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
     Case c = random_case(layer, 4, 3, mode);  // no padding: a NaN has no bits to compare
     expect_invariant(4, [&](Ops& ops, std::int64_t begin, std::int64_t count) {
       return run_experts(ops, layer, c, begin, count);
@@ -301,8 +320,9 @@ TEST(Experts, SkewedAndDuplicateRouting) {
 
 TEST(Experts, AllRowsPaddedChangesNothing) {
   const Layer layer(kMatrixKinds[1], 3, 32, 16);
-  for (const auto mode : {ExpertActivations::kFull, ExpertActivations::kBf16,
-                          ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
+  for (const auto mode :
+       {ExpertActivations::kFull, ExpertActivations::kBf16, ExpertActivations::kInt8,
+        ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
     Case c = random_case(layer, 3, 2, mode);
     std::fill(c.slots.begin(), c.slots.end(), -1);
     expect_experts(layer, c, 0);
@@ -322,8 +342,9 @@ TEST(Experts, StaleScratchOfALargerStepIsNotRead) {
 
 TEST(Experts, ZeroInputsGiveZeroInEveryMode) {
   const Layer layer(kMatrixKinds[3], 2, 32, 16, 0.002f);
-  for (const auto mode : {ExpertActivations::kFull, ExpertActivations::kBf16,
-                          ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
+  for (const auto mode :
+       {ExpertActivations::kFull, ExpertActivations::kBf16, ExpertActivations::kInt8,
+        ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
     Case c = random_case(layer, 1, 2, mode);
     std::fill(c.x.begin(), c.x.end(), 0.0f);
     CpuOps ops(1);

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "backends/cpu/kernels/kernels.h"
 #include "core/codec.h"
 #include "core/quant_matrix.h"
 
@@ -22,6 +24,49 @@ void nvfp4_round_row(const float* x, std::int64_t n, float g, float* out) {
     const float scale = e4m3_decode(e4m3_encode(amax / kE2M1Max / g)) * g;
     for (std::int64_t i = b; i < b + kNvfp4Block; ++i)
       out[i] = scale > 0 ? e2m1_decode(e2m1_encode(x[i] / scale)) * scale : 0.0f;
+  }
+}
+
+namespace {
+
+// max|x| by bits, in which NaN is above all.
+float magnitude(const float* x, std::int64_t n) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < n; ++i)
+    largest = std::max(largest, bits_from_float(x[i]) & 0x7FFFFFFFu);
+  return float_from_bits(largest);
+}
+
+// Adding 1.5 · 2^23 rounds to the nearest integer, which the low bits then hold.
+std::int8_t int8_nearest(float x) {
+  return static_cast<std::int8_t>(bits_from_float(x + 12582912.0f) & 255u);
+}
+
+float int8_inverse(float amax) { return amax < 1e-30f ? 0.0f : 127.0f / amax; }
+
+}  // namespace
+
+void int8_quantise_row(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
+                       float* scales) {
+  for (std::int64_t begin = 0; begin < n; begin += kInt8Group) {
+    const std::int64_t end = std::min(n, begin + kInt8Group);
+    const float amax = magnitude(x + begin, end - begin);
+    const float inverse = int8_inverse(amax);
+    for (std::int64_t i = begin; i < end; ++i) values[i] = int8_nearest(x[i] * inverse);
+    for (std::int64_t b = begin / kInt8Block; b < end / kInt8Block; ++b) {
+      offsets[b] = -12 * std::accumulate(values + b * kInt8Block, values + (b + 1) * kInt8Block, 0);
+      scales[b] = amax / 127.0f;
+    }
+  }
+}
+
+void int8_round_row(const float* x, std::int64_t n, float* out) {
+  for (std::int64_t begin = 0; begin < n; begin += kInt8Group) {
+    const std::int64_t end = std::min(n, begin + kInt8Group);
+    const float amax = magnitude(x + begin, end - begin);
+    const float inverse = int8_inverse(amax);
+    for (std::int64_t i = begin; i < end; ++i)
+      out[i] = static_cast<float>(int8_nearest(x[i] * inverse)) * (amax / 127.0f);
   }
 }
 

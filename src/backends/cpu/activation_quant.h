@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// NVFP4 rounding of activations: the exact twin of what FP4 tensor cores would be given.
+// Rounding of activations. NVFP4: the exact twin of what FP4 tensor cores would be given. Int8: the
+// operand of 8-bit dot products.
 #pragma once
 
 #include <cstdint>
@@ -13,5 +14,16 @@ float nvfp4_row_scale(const float* x, std::int64_t n);
 /// saturating at 448, and out = e2m1(x / (s·g)) · (s·g). A block whose s rounds to zero becomes
 /// zeros. n is a multiple of 16. out may be x.
 void nvfp4_round_row(const float* x, std::int64_t n, float g, float* out);
+
+/// Int8 with one scale per kInt8Group columns: x[c] ≈ values[c] · scales[c / 16], scale =
+/// max|x_g| / 127, values to nearest, ties to even; a group below 1e-30 becomes zeros, one with a
+/// NaN or infinity gets such a scale. offsets[b] = −12 Σ of the values of block b of 16.
+/// n is a multiple of 16.
+void int8_quantise_row(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
+                       float* scales);
+
+/// out = x rounded to that grid. n is a multiple of 16, or any number whose last block is short.
+/// out may be x.
+void int8_round_row(const float* x, std::int64_t n, float* out);
 
 }  // namespace quatrain

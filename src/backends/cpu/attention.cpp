@@ -2,7 +2,6 @@
 // index_select, attend: which compressed entries a query sees, and the attention over them.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "backends/cpu/cpu_ops.h"
@@ -24,95 +23,121 @@ void top_k_ascending(const float* scores, std::int64_t n, std::int64_t k, std::i
 
 }  // namespace
 
-void CpuOps::index_select(const op::IndexSelect& args) {
-  const Batch& batch = args.batch;
+// scores[w] of row r for keys w in [begin, end).
+void CpuOps::score_keys(const op::IndexSelect& args, std::int64_t r, std::int64_t begin,
+                        std::int64_t end, int thread, float* scores) {
   const std::int64_t heads = args.q.dim(1);
   const std::int64_t width = args.q.dim(2);
-  const std::int64_t topk = args.selected.dim(1);
+  const PagedRows rows(args.keys, args.batch.block_table, args.batch.slots.i32()[r]);
+  const float** keys = thread_keys(thread);
+  for (std::int64_t w = begin; w < end; ++w) keys[w - begin] = rows.row(w);
+  kernels_.index_scores(args.q.f32() + r * heads * width, args.weights.f32() + r * heads, keys,
+                        heads, width, end - begin, scores + begin);
   const float scale = 1.0f / std::sqrt(static_cast<float>(width) * static_cast<float>(heads));
-  pool_.parallel_for(batch.rows(), 1, [&](std::int64_t begin, std::int64_t end, int thread) {
-    for (std::int64_t r = begin; r < end; ++r) {
-      std::int32_t* selected = args.selected.i32() + r * topk;
-      std::fill_n(selected, topk, -1);
-      const std::int64_t slot = batch.slots.i32()[r];
-      if (slot < 0) continue;
-      const std::int64_t visible = (batch.positions.i32()[r] + 1) / args.keys.ratio;
-      if (visible <= topk) {
-        std::iota(selected, selected + visible, 0);
-        continue;
-      }
-      const PagedRows keys(args.keys, batch.block_table, slot);
-      float* scores = thread_scores(thread);
-      for (std::int64_t w = 0; w < visible; ++w) {
-        const float* key = keys.row(w);
-        float sum = 0;
-        for (std::int64_t h = 0; h < heads; ++h) {
-          const float product = dot(args.q.f32() + (r * heads + h) * width, key, width);
-          sum += args.weights.f32()[r * heads + h] * scale * std::max(product, 0.0f);
-        }
-        scores[w] = sum;
-      }
-      std::int32_t* order = thread_order(thread);
-      top_k_ascending(scores, visible, topk, order);
-      std::copy_n(order, topk, selected);
-    }
-  });
+  for (std::int64_t w = begin; w < end; ++w) scores[w] *= scale;
 }
+
+void CpuOps::index_select(const op::IndexSelect& args) {
+  const Batch& batch = args.batch;
+  const std::int64_t topk = args.selected.dim(1);
+  // Entries that row r chooses among; its ids when there is nothing to choose.
+  const auto candidates = [&](std::int64_t r) -> std::int64_t {
+    std::int32_t* selected = args.selected.i32() + r * topk;
+    std::fill_n(selected, topk, -1);
+    if (batch.slots.i32()[r] < 0) return 0;
+    const std::int64_t visible = (batch.positions.i32()[r] + 1) / args.keys.ratio;
+    if (visible > topk) return visible;
+    std::iota(selected, selected + visible, 0);
+    return 0;
+  };
+  const auto choose = [&](std::int64_t r, const float* scores, std::int64_t n, int thread) {
+    std::int32_t* order = thread_order(thread);
+    top_k_ascending(scores, n, topk, order);
+    std::copy_n(order, topk, args.selected.i32() + r * topk);
+  };
+  if (batch.rows() >= 4 * pool_.threads()) {
+    pool_.parallel_for(batch.rows(), 1, [&](std::int64_t begin, std::int64_t end, int thread) {
+      for (std::int64_t r = begin; r < end; ++r)
+        if (const std::int64_t n = candidates(r); n > 0) {
+          score_keys(args, r, 0, n, thread, thread_scores(thread));
+          choose(r, thread_scores(thread), n, thread);
+        }
+    });
+    return;
+  }
+  // Few rows, perhaps of a long context: threads share the keys of one.
+  constexpr std::int64_t kKeysPerTask = 256;
+  for (std::int64_t r = 0; r < batch.rows(); ++r) {
+    const std::int64_t n = candidates(r);
+    if (n == 0) continue;
+    parallel_for(n, kKeysPerTask, n * args.q.dim(1) * args.q.dim(2),
+                 [&](std::int64_t begin, std::int64_t end, int thread) {
+                   score_keys(args, r, begin, end, thread, index_scores_.get());
+                 });
+    choose(r, index_scores_.get(), n, 0);
+  }
+}
+
+namespace {
+
+// The keys of row r: the last `window` positions, then the entries. Overlap is not removed.
+std::int64_t gather_keys(const op::Attend& args, std::int64_t r, const float** keys) {
+  const Batch& batch = args.batch;
+  const std::int64_t position = batch.positions.i32()[r];
+  const std::int64_t window = args.ring.dim(1);
+  std::int64_t count = 0;
+  const RecentRows recent(batch, r, args.latents, args.ring);
+  for (std::int64_t p = std::max<std::int64_t>(0, position + 1 - window); p <= position; ++p)
+    keys[count++] = recent.row(p);
+  if (!args.entries.rows) return count;
+  const PagedRows entries(args.entries, batch.block_table, batch.slots.i32()[r]);
+  if (args.selected) {
+    const std::int64_t topk = args.selected.dim(1);
+    const std::int32_t* selected = args.selected.i32() + r * topk;
+    for (std::int64_t s = 0; s < topk && selected[s] >= 0; ++s)
+      keys[count++] = entries.row(selected[s]);
+  } else {
+    const std::int64_t complete = (position + 1) / args.entries.ratio;
+    for (std::int64_t w = 0; w < complete; ++w) keys[count++] = entries.row(w);
+  }
+  return count;
+}
+
+}  // namespace
 
 void CpuOps::attend(const op::Attend& args) {
   const Batch& batch = args.batch;
   const std::int64_t heads = args.q.dim(1);
   const std::int64_t width = args.q.dim(2);
-  const std::int64_t window = args.ring.dim(1);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-  const bool has_entries = static_cast<bool>(args.entries.rows);
-  const std::int64_t topk = args.selected ? args.selected.dim(1) : 0;
-  pool_.parallel_for(
-      batch.rows() * heads, 1, [&](std::int64_t begin, std::int64_t end, int thread) {
-        float* scores = thread_scores(thread);
-        const float** keys = thread_keys(thread);
-        for (std::int64_t i = begin; i < end; ++i) {
-          const std::int64_t r = i / heads;
-          const std::int64_t slot = batch.slots.i32()[r];
-          float* out = args.out.f32() + i * width;
-          std::fill_n(out, width, 0.0f);
-          if (slot < 0) continue;
-
-          // The keys: the last `window` positions, then the entries. Overlap is not removed.
-          const std::int64_t position = batch.positions.i32()[r];
-          std::int64_t count = 0;
-          const RecentRows recent(batch, r, args.latents, args.ring);
-          for (std::int64_t p = std::max<std::int64_t>(0, position + 1 - window); p <= position;
-               ++p)
-            keys[count++] = recent.row(p);
-          if (has_entries) {
-            const PagedRows entries(args.entries, batch.block_table, slot);
-            if (topk > 0) {
-              const std::int32_t* selected = args.selected.i32() + r * topk;
-              for (std::int64_t s = 0; s < topk && selected[s] >= 0; ++s)
-                keys[count++] = entries.row(selected[s]);
-            } else {
-              const std::int64_t complete = (position + 1) / args.entries.ratio;
-              for (std::int64_t w = 0; w < complete; ++w) keys[count++] = entries.row(w);
-            }
-          }
-
-          const float* q = args.q.f32() + i * width;
-          const float sink = args.sinks.f32()[i % heads];
-          float largest = sink;
-          for (std::int64_t k = 0; k < count; ++k) {
-            scores[k] = dot(q, keys[k], width) * scale;
-            largest = std::max(largest, scores[k]);
-          }
-          float total = std::exp(sink - largest);  // the sink has a weight but no value
-          for (std::int64_t k = 0; k < count; ++k) {
-            const float weight = std::exp(scores[k] - largest);
-            total += weight;
-            for (std::int64_t d = 0; d < width; ++d) out[d] += weight * keys[k][d];
-          }
-          for (std::int64_t d = 0; d < width; ++d) out[d] /= total;
-        }
-      });
+  const std::int64_t groups = (heads + kHeadsPerTask - 1) / kHeadsPerTask;
+  const std::int64_t work = batch.rows() * heads * width * args.ring.dim(1);
+  parallel_for(batch.rows() * groups, 1, work,
+               [&](std::int64_t begin, std::int64_t end, int thread) {
+                 const float** keys = thread_keys(thread);
+                 std::int64_t gathered = -1;
+                 std::int64_t count = 0;
+                 for (std::int64_t i = begin; i < end; ++i) {
+                   const std::int64_t r = i / groups;
+                   const std::int64_t first = i % groups * kHeadsPerTask;
+                   const std::int64_t share = std::min(kHeadsPerTask, heads - first);
+                   float* out = args.out.f32() + (r * heads + first) * width;
+                   if (batch.slots.i32()[r] < 0) {
+                     std::fill_n(out, share * width, 0.0f);
+                     continue;
+                   }
+                   if (r != gathered) count = gather_keys(args, r, keys);
+                   gathered = r;
+                   kernels_.attend({.q = args.q.f32() + (r * heads + first) * width,
+                                    .keys = keys,
+                                    .sinks = args.sinks.f32() + first,
+                                    .heads = share,
+                                    .width = width,
+                                    .count = count,
+                                    .scale = 1.0f / std::sqrt(static_cast<float>(width)),
+                                    .scores = thread_scores(thread),
+                                    .out = out});
+                 }
+               });
 }
 
 }  // namespace quatrain

@@ -1,38 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
-// CpuOps: the reference backend. Every operation in FP32, in the plainest form that is not slow.
+// CpuOps: the CPU backend. Every operation in FP32; experts may round their inputs.
 //
-// Its bodies are the definition that fast kernels are tested against. A row's result depends on
-// nothing but the row (and its sequence's state), never on other rows, their number or the thread
-// count: every sum has one fixed order.
+// Bodies split the work and find the rows; kernels/ does the arithmetic, once per instruction set.
+// With CpuIsa::kPlain the backend is the reference that the others are tested against. A row's
+// result depends on nothing but the row (and its sequence's state), never on other rows, their
+// number or the thread count: every sum has one fixed order.
 #pragma once
 
+#include <optional>
+#include <span>
 #include <vector>
 
+#include "backends/cpu/hyper_connections.h"
+#include "backends/cpu/kernels/panel_matrix.h"
 #include "backends/cpu/row_decoder.h"
+#include "backends/cpu/row_math.h"
+#include "backends/cpu/weight_memory.h"
 #include "core/thread_pool.h"
 #include "ops/ops.h"
 #include "ops/sampling.h"
 
 namespace quatrain {
 
+/// A weight as panels, or, without vector kernels, as the checkpoint stores it.
+struct CpuWeight {
+  std::shared_ptr<std::byte> memory;  // what `panels` or `stored` points into
+  std::optional<PanelMatrix> panels;
+  QuantMatrix stored;
+};
+
 class CpuLinear final : public PackedLinear {
  public:
-  std::vector<std::byte> storage;
-  QuantMatrix matrix;  // points into storage
+  CpuWeight weight;
 };
 
 class CpuExperts final : public PackedExperts {
  public:
   struct Expert {
-    std::unique_ptr<CpuLinear> w1, w3, w2;
+    CpuWeight w1, w3, w2;
+    float input_scale = 0;   // of w1 and w3
+    float hidden_scale = 0;  // of w2
   };
   std::vector<Expert> experts;
 };
 
+/// Rows of activations as int8.
+class Int8Rows {
+ public:
+  /// Room for `rows` of up to `width` values; never shrinks.
+  void reserve(std::int64_t rows, std::int64_t width);
+  void set(const CpuKernels& kernels, std::int64_t row, const float* x, std::int64_t n);
+  Int8Row row(std::int64_t i) const {
+    const std::int64_t blocks = i * (width_ / kInt8Block);
+    return {values_.get() + i * width_, offsets_.get() + blocks, scales_.get() + blocks};
+  }
+
+ private:
+  std::int64_t rows_ = 0;
+  std::int64_t width_ = 0;  // a multiple of kInt8Block
+  std::unique_ptr<std::int8_t[]> values_;
+  std::unique_ptr<std::int32_t[]> offsets_;
+  std::unique_ptr<float[]> scales_;
+};
+
 class CpuOps final : public Ops {
  public:
-  /// `threads` = 0 takes one per core.
-  explicit CpuOps(int threads = 0) : pool_(threads) {}
+  /// `threads` = 0 takes one per core, or one per entry of `cpus`, to which threads are pinned.
+  /// The machine must have `isa`.
+  explicit CpuOps(int threads = 0, CpuIsa isa = best_isa(), std::vector<int> cpus = {})
+      : kernels_(select_kernels(isa)), pool_(threads, std::move(cpus)) {
+    thread_angles_.resize(static_cast<std::size_t>(pool_.threads()));
+  }
 
   std::string_view backend_name() const override { return "cpu"; }
   DType activation_dtype() const override { return DType::kF32; }
@@ -55,37 +93,89 @@ class CpuOps final : public Ops {
 #undef QT_OVERRIDE
 
   ThreadPool& pool() { return pool_; }
+  CpuIsa isa() const { return kernels_.isa; }
 
  private:
-  std::unique_ptr<CpuLinear> pack(const QuantMatrix& w);
-  float* thread_row(int thread) { return thread_rows_.data() + 2 * thread * row_capacity_; }
-  float* thread_scores(int thread) { return thread_scores_.data() + thread * score_capacity_; }
-  std::int32_t* thread_order(int thread) { return thread_order_.data() + thread * score_capacity_; }
-  const float** thread_keys(int thread) { return thread_keys_.data() + thread * score_capacity_; }
+  // Heads of one token that one task of attend() serves: they share its keys.
+  static constexpr std::int64_t kHeadsPerTask = 4;
+  // Work below this many bytes or operations takes less time than waking a thread.
+  static constexpr std::int64_t kSmallWork = 32 << 10;
+
+  bool has_panels() const { return kernels_.float_tile > 0; }
+  // As pool_.parallel_for, but on this thread alone when all `work` together is small.
+  template <class Body>
+  void parallel_for(std::int64_t n, std::int64_t grain, std::int64_t work, Body&& body) {
+    if (work <= kSmallWork && n > 0)
+      body(std::int64_t{0}, n, 0);
+    else
+      pool_.parallel_for(n, grain, body);
+  }
+
+  CpuWeight pack(const QuantMatrix& w);
+  float* thread_row(int thread) { return thread_rows_.get() + 2 * thread * row_capacity_; }
+  float* thread_scores(int thread) { return thread_scores_.get() + thread * score_capacity_; }
+  std::int32_t* thread_order(int thread) { return thread_order_.get() + thread * key_capacity_; }
+  const float** thread_keys(int thread) { return thread_keys_.get() + thread * key_capacity_; }
+
+  // linear.cpp
+  void panel_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
+                    std::int64_t x_stride, std::int64_t tokens, float* out,
+                    std::int64_t out_stride);
+
+  // hyper_connections.cpp
+  void site_mixes(const float* v, std::int64_t n, const Tensor& fn, float eps, bool share,
+                  float* m);
+  template <class Body>
+  void each_site(const Tensor& streams, const Tensor& fn, float eps, Body&& body);
+
+  // attention.cpp
+  void score_keys(const op::IndexSelect& args, std::int64_t r, std::int64_t begin, std::int64_t end,
+                  int thread, float* scores);
 
   // experts.cpp
   void sort_slots_by_expert(const op::Experts& args);
   void round_expert_inputs(const op::Experts& args);
+  void round_hidden(const op::Experts& args);
+  void expert_hidden(const op::Experts& args);
+  void expert_outputs(const op::Experts& args);
+  void combine_outputs(const op::Experts& args);
+  void one_token_outputs(const op::Experts& args);
+  bool exact_input(const op::Experts& args, const CpuWeight& w) const;
+  std::int64_t expert_grain(std::int64_t tasks) const;
+  std::int64_t expert_work(const op::Experts& args) const;
+  template <class Body>
+  void for_each_pass(std::int32_t e, Body&& body) const;
+  template <class Out>
+  void multiply_expert(const CpuWeight& w, std::int64_t p, const Int8Rows* int8, const float* x,
+                       std::int64_t x_per_row, std::int64_t int8_per_row,
+                       std::span<const std::int32_t> slots, int thread, Out&& out);
 
+  const CpuKernels& kernels_;
   ThreadPool pool_;
+  WeightMemory weights_;
 
-  // Scratch per thread: two decoded weight rows; the scores, order and keys of one query.
+  // Scratch per thread: two decoded weight rows; the scores, order and keys of a few queries.
   std::int64_t row_capacity_ = 0;
   std::int64_t score_capacity_ = 0;
-  std::vector<float> thread_rows_;
-  std::vector<float> thread_scores_;
-  std::vector<std::int32_t> thread_order_;
-  std::vector<const float*> thread_keys_;
+  std::int64_t key_capacity_ = 0;
+  std::unique_ptr<float[]> thread_rows_;
+  std::unique_ptr<float[]> thread_scores_;
+  std::unique_ptr<std::int32_t[]> thread_order_;
+  std::unique_ptr<const float*[]> thread_keys_;
+  std::vector<RopeAngles> thread_angles_;
+  std::unique_ptr<float[]> index_scores_;  // [key_capacity_] of one row
   std::vector<SamplerWorkspace> samplers_;
 
   // Scratch of experts(), by slot = t * k + i.
-  std::vector<std::int32_t> expert_begin_;  // [E] into sorted_slots_
-  std::vector<std::int32_t> expert_end_;    // [E]
-  std::vector<std::int32_t> sorted_slots_;  // [T * k]
-  std::vector<std::int32_t> active_;        // experts with at least one slot
-  std::vector<float> expert_inputs_;        // [T * k, D] quantised inputs
-  std::vector<float> expert_hidden_;        // [T * k, I]
-  std::vector<float> expert_outputs_;       // [T * k, D]
+  std::vector<std::int32_t> expert_begin_;   // [E] into sorted_slots_
+  std::vector<std::int32_t> expert_end_;     // [E]
+  std::vector<std::int32_t> sorted_slots_;   // [T * k]
+  std::vector<std::int32_t> active_;         // experts with at least one slot
+  std::unique_ptr<float[]> expert_inputs_;   // [T * k, D] rounded inputs
+  std::unique_ptr<float[]> expert_hidden_;   // [T * k, I]
+  std::unique_ptr<float[]> expert_outputs_;  // [T * k, D]
+  Int8Rows int8_inputs_;                     // [T, D]
+  Int8Rows int8_hidden_;                     // [T * k, I]
 };
 
 }  // namespace quatrain

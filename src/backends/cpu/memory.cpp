@@ -38,31 +38,42 @@ void CpuOps::copy(const Tensor& to, const Tensor& from) {
   std::memcpy(to.data(), from.data(), static_cast<std::size_t>(to.bytes()));
 }
 
-std::unique_ptr<CpuLinear> CpuOps::pack(const QuantMatrix& w) {
+CpuWeight CpuOps::pack(const QuantMatrix& w) {
+  CpuWeight packed;
+  if (has_panels()) {
+    packed.panels.emplace(w);
+    const std::int64_t stride = packed.panels->panel_bytes();
+    packed.memory = weights_.take(packed.panels->panels() * stride);
+    packed.panels->pack(w, packed.memory.get(), stride, pool_);
+    return packed;
+  }
+  const std::int64_t value_bytes = w.rows * w.row_bytes();
+  const std::int64_t scale_bytes = w.scale_count() * bytes_of(w.scale_dtype);
+  // Scales follow the values at the next multiple of 16, so that wider elements stay aligned.
+  const std::int64_t scale_offset = (value_bytes + 15) / 16 * 16;
+  packed.memory = weights_.take(scale_offset + scale_bytes);
+  std::byte* base = packed.memory.get();
+  std::memcpy(base, w.values, static_cast<std::size_t>(value_bytes));
+  if (scale_bytes > 0)
+    std::memcpy(base + scale_offset, w.scales, static_cast<std::size_t>(scale_bytes));
+  packed.stored = w;
+  packed.stored.name = {};
+  packed.stored.values = base;
+  packed.stored.scales = base + scale_offset;
+  row_capacity_ = std::max(row_capacity_, w.cols);
+  return packed;
+}
+
+std::unique_ptr<PackedLinear> CpuOps::pack_linear(const QuantMatrix& w) {
   auto packed = std::make_unique<CpuLinear>();
   packed->name = std::string(w.name);
   packed->format = w.format;
   packed->rows = w.rows;
   packed->cols = w.cols;
   packed->bytes = w.bytes();
-  const std::int64_t value_bytes = w.rows * w.row_bytes();
-  const std::int64_t scale_bytes = w.scale_count() * bytes_of(w.scale_dtype);
-  // Scales follow the values at the next multiple of 16, so that wider elements stay aligned.
-  const std::int64_t scale_offset = (value_bytes + 15) / 16 * 16;
-  packed->storage.resize(static_cast<std::size_t>(scale_offset + scale_bytes));
-  std::byte* base = packed->storage.data();
-  std::memcpy(base, w.values, static_cast<std::size_t>(value_bytes));
-  if (scale_bytes > 0)
-    std::memcpy(base + scale_offset, w.scales, static_cast<std::size_t>(scale_bytes));
-  packed->matrix = w;
-  packed->matrix.name = packed->name;
-  packed->matrix.values = base;
-  packed->matrix.scales = base + scale_offset;
-  row_capacity_ = std::max(row_capacity_, w.cols);
+  packed->weight = pack(w);
   return packed;
 }
-
-std::unique_ptr<PackedLinear> CpuOps::pack_linear(const QuantMatrix& w) { return pack(w); }
 
 std::unique_ptr<PackedExperts> CpuOps::make_experts(std::string name, std::int64_t count,
                                                     std::int64_t hidden,
@@ -80,39 +91,75 @@ void CpuOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatr
                          const QuantMatrix& w3, const QuantMatrix& w2) {
   auto& all = static_cast<CpuExperts&>(experts);
   auto& expert = all.experts[static_cast<std::size_t>(e)];
-  expert.w1 = pack(w1);
-  expert.w3 = pack(w3);
+  if (has_panels()) {
+    // Panels of w1 and w3 alternate: the two that one task reads are one stream.
+    expert.w1.panels.emplace(w1);
+    expert.w3.panels.emplace(w3);
+    const std::int64_t first = expert.w1.panels->panel_bytes();
+    const std::int64_t stride = first + expert.w3.panels->panel_bytes();
+    expert.w1.memory = expert.w3.memory = weights_.take(expert.w1.panels->panels() * stride);
+    expert.w1.panels->pack(w1, expert.w1.memory.get(), stride, pool_);
+    expert.w3.panels->pack(w3, expert.w1.memory.get() + first, stride, pool_);
+  } else {
+    expert.w1 = pack(w1);
+    expert.w3 = pack(w3);
+  }
   expert.w2 = pack(w2);
+  expert.input_scale = w1.input_scale;
+  expert.hidden_scale = w2.input_scale;
   for (const QuantMatrix* w : {&w1, &w3, &w2}) {
     all.bytes += w->bytes();
     all.has_input_scales = all.has_input_scales && w->input_scale > 0;
   }
 }
 
-void CpuOps::reserve(const StepLimits& limits) {
-  const auto threads = static_cast<std::size_t>(pool_.threads());
-  // Scores: the window and every entry a query may attend to, every index key it may score, or two
-  // values per expert.
-  const std::int64_t csa_entries = limits.context / 4 + 1;
-  score_capacity_ =
-      std::max(limits.window + std::max(csa_entries, limits.index_topk), 2 * limits.num_experts);
-  thread_rows_.resize(threads * static_cast<std::size_t>(2 * row_capacity_));
-  thread_scores_.resize(threads * static_cast<std::size_t>(score_capacity_));
-  thread_order_.resize(threads * static_cast<std::size_t>(score_capacity_));
-  thread_keys_.resize(threads * static_cast<std::size_t>(score_capacity_));
+void Int8Rows::reserve(std::int64_t rows, std::int64_t width) {
+  width = (width + kInt8Block - 1) / kInt8Block * kInt8Block;
+  if (rows <= rows_ && width <= width_) return;
+  rows_ = std::max(rows_, rows);
+  width_ = std::max(width_, width);
+  const auto n = static_cast<std::size_t>(rows_ * width_);
+  values_ = std::make_unique_for_overwrite<std::int8_t[]>(n);
+  offsets_ = std::make_unique_for_overwrite<std::int32_t[]>(n / kInt8Block);
+  scales_ = std::make_unique_for_overwrite<float[]>(n / kInt8Block);
+}
 
+void Int8Rows::set(const CpuKernels& kernels, std::int64_t row, const float* x, std::int64_t n) {
+  const std::int64_t blocks = row * (width_ / kInt8Block);
+  kernels.quantise_int8(x, n, values_.get() + row * width_, offsets_.get() + blocks,
+                        scales_.get() + blocks);
+}
+
+void CpuOps::reserve(const StepLimits& limits) {
+  const auto room = []<class T>(std::unique_ptr<T[]>& array, std::int64_t n) {
+    array = std::make_unique_for_overwrite<T[]>(static_cast<std::size_t>(n));
+  };
+  const std::int64_t threads = pool_.threads();
+  // The window and every entry a query may attend to, or every index key it may score.
+  const std::int64_t csa_entries = limits.context / 4 + 1;
+  key_capacity_ = limits.window + std::max(csa_entries, limits.index_topk);
+  score_capacity_ = std::max(kHeadsPerTask * key_capacity_, 2 * limits.num_experts);
+  room(thread_rows_, threads * 2 * row_capacity_);
+  room(thread_scores_, threads * score_capacity_);
+  room(thread_order_, threads * key_capacity_);
+  room(thread_keys_, threads * key_capacity_);
+  room(index_scores_, key_capacity_);
   samplers_.clear();
   if (limits.vocab_size > 0)
-    samplers_.assign(threads, SamplerWorkspace(static_cast<std::int32_t>(limits.vocab_size)));
+    samplers_.assign(static_cast<std::size_t>(threads),
+                     SamplerWorkspace(static_cast<std::int32_t>(limits.vocab_size)));
 
-  const auto slots = static_cast<std::size_t>(limits.rows * limits.experts_per_token);
+  const std::int64_t slots = limits.rows * limits.experts_per_token;
   expert_begin_.resize(static_cast<std::size_t>(limits.num_experts));
   expert_end_.resize(static_cast<std::size_t>(limits.num_experts));
-  sorted_slots_.resize(slots);
+  sorted_slots_.resize(static_cast<std::size_t>(slots));
   active_.reserve(static_cast<std::size_t>(limits.num_experts));
-  expert_inputs_.resize(slots * static_cast<std::size_t>(limits.hidden_size));
-  expert_hidden_.resize(slots * static_cast<std::size_t>(limits.intermediate_size));
-  expert_outputs_.resize(slots * static_cast<std::size_t>(limits.hidden_size));
+  // Not zeroed: pages that no step writes are never taken.
+  room(expert_inputs_, slots * limits.hidden_size);
+  room(expert_hidden_, slots * limits.intermediate_size);
+  room(expert_outputs_, slots * limits.hidden_size);
+  int8_inputs_.reserve(limits.rows, limits.hidden_size);
+  int8_hidden_.reserve(slots, limits.intermediate_size);
 }
 
 }  // namespace quatrain

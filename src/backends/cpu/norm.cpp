@@ -2,6 +2,7 @@
 // rms_norm, rope, round_to_grid.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/row_math.h"
@@ -17,18 +18,38 @@ void rms_norm_row(const float* x, const float* weight, std::int64_t n, float eps
   }
 }
 
+void RopeAngles::set(const float* inv_freq, std::int64_t pairs, float position) {
+  QT_CHECK(pairs <= kMaxPairs, "{} rotary pairs are above {}", pairs, kMaxPairs);
+  // A decode step rotates several vectors by the same angles.
+  if (pairs == pairs_ && position == position_ &&
+      std::memcmp(inv_freq, frequencies_.data(), static_cast<std::size_t>(pairs) * 4) == 0)
+    return;
+  pairs_ = pairs;
+  position_ = position;
+  std::copy_n(inv_freq, pairs, frequencies_.begin());
+  for (std::size_t p = 0; p < static_cast<std::size_t>(pairs); ++p) {
+    const float angle = position * inv_freq[p];
+    cos_[p] = std::cos(angle);
+    sin_[p] = std::sin(angle);
+  }
+}
+
+void RopeAngles::rotate(float* x, bool inverse) const {
+  for (std::size_t p = 0; p < static_cast<std::size_t>(pairs_); ++p) {
+    const float c = cos_[p];
+    const float s = inverse ? -sin_[p] : sin_[p];
+    const float a = x[2 * p];
+    const float b = x[2 * p + 1];
+    x[2 * p] = a * c - b * s;
+    x[2 * p + 1] = a * s + b * c;
+  }
+}
+
 void rope_row(float* x, std::int64_t n, const float* inv_freq, std::int64_t pairs, float position,
               bool inverse) {
-  float* tail = x + n - 2 * pairs;
-  for (std::int64_t p = 0; p < pairs; ++p) {
-    const float angle = position * inv_freq[p];
-    const float c = std::cos(angle);
-    const float s = inverse ? -std::sin(angle) : std::sin(angle);
-    const float a = tail[2 * p];
-    const float b = tail[2 * p + 1];
-    tail[2 * p] = a * c - b * s;
-    tail[2 * p + 1] = a * s + b * c;
-  }
+  RopeAngles angles;
+  angles.set(inv_freq, pairs, position);
+  angles.rotate(x + n - 2 * pairs, inverse);
 }
 
 void fp8_grid(float* x, std::int64_t n) {
@@ -82,23 +103,29 @@ void CpuOps::rms_norm(const op::RmsNorm& args) {
   const float* x = args.x.f32();
   const float* weight = args.weight ? args.weight.f32() : nullptr;
   float* out = args.out.f32();
-  pool_.parallel_for(rows, 4, [&](std::int64_t begin, std::int64_t end, int) {
+  parallel_for(rows, 4, rows * n, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t r = begin; r < end; ++r)
-      rms_norm_row(x + r * n, weight, n, args.eps, out + r * n);
+      kernels_.rms_norm(x + r * n, weight, n, args.eps, out + r * n);
   });
 }
 
+// The angles of a token are the same for all of its heads.
 void CpuOps::rope(const op::Rope& args) {
   const std::int64_t n = args.x.dim(args.x.rank() - 1);
   const std::int64_t tokens = args.x.dim(0);
   const std::int64_t heads = tokens == 0 ? 0 : args.x.elements() / (n * tokens);
-  const std::int32_t* positions = args.positions.i32();
+  const std::int64_t pairs = args.inv_freq.dim(0);
   float* x = args.x.f32();
-  pool_.parallel_for(tokens * heads, 4, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t r = begin; r < end; ++r)
-      rope_row(x + r * n, n, args.inv_freq.f32(), args.inv_freq.dim(0),
-               static_cast<float>(positions[r / heads]), args.inverse);
-  });
+  parallel_for(tokens, 1, tokens * (heads + 8) * pairs,
+               [&](std::int64_t begin, std::int64_t end, int thread) {
+                 RopeAngles& angles = thread_angles_[static_cast<std::size_t>(thread)];
+                 for (std::int64_t t = begin; t < end; ++t) {
+                   angles.set(args.inv_freq.f32(), pairs,
+                              static_cast<float>(args.positions.i32()[t]));
+                   for (std::int64_t h = 0; h < heads; ++h)
+                     angles.rotate(x + (t * heads + h + 1) * n - 2 * pairs, args.inverse);
+                 }
+               });
 }
 
 void CpuOps::round_to_grid(const op::RoundToGrid& args) {

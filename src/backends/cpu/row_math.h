@@ -2,6 +2,7 @@
 // Operations on one row of FP32 values, shared by the reference bodies (norm.cpp).
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "ops/op_args.h"
@@ -11,8 +12,22 @@ namespace quatrain {
 /// out = x / sqrt(mean(x²) + eps), times weight when it is not null. out may be x.
 void rms_norm_row(const float* x, const float* weight, std::int64_t n, float eps, float* out);
 
-/// Rotates the last `pairs` interleaved pairs of x[0, n) by ±position·inv_freq. The angle is one
-/// FP32 product, and sin and cos reduce it properly (positions reach 10⁶).
+/// cos and sin of the rotary angles of one position. The angle is one FP32 product, and sin and cos
+/// reduce it properly (positions reach 10⁶).
+class RopeAngles {
+ public:
+  static constexpr std::int64_t kMaxPairs = 256;
+  void set(const float* inv_freq, std::int64_t pairs, float position);
+  /// Rotates interleaved pairs in place.
+  void rotate(float* x, bool inverse) const;
+
+ private:
+  std::int64_t pairs_ = -1;
+  float position_ = 0;
+  std::array<float, kMaxPairs> frequencies_, cos_, sin_;
+};
+
+/// Rotates the last `pairs` interleaved pairs of x[0, n) by ±position·inv_freq.
 void rope_row(float* x, std::int64_t n, const float* inv_freq, std::int64_t pairs, float position,
               bool inverse);
 

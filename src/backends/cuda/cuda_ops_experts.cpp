@@ -79,6 +79,8 @@ void CudaOps::reserve_experts() {
 }
 
 void CudaOps::experts(const op::Experts& args) {
+  if (args.activations == ExpertActivations::kInt8)
+    fail("{}: int8 expert activations are for the CPU backend; use bf16", args.w->name);
   const auto& all = static_cast<const CudaExperts&>(*args.w);
   const auto tokens = static_cast<int>(args.x.dim(0));
   const auto k = static_cast<int>(args.ids.dim(1));

@@ -39,8 +39,7 @@ __device__ void load_keys(ScoreTile& tile, const IndexSelectArgs& args, int slot
     const int key = i / chunks;
     const int column = i % chunks * 8;
     float values[8] = {};
-    if (begin + key < visible)
-      load8(args.keys.rows, paged.row(begin + key), column, values);
+    if (begin + key < visible) load8(args.keys.rows, paged.row(begin + key), column, values);
     auto* to = reinterpret_cast<float4*>(&tile.keys[key][column]);
     to[0] = {values[0], values[1], values[2], values[3]};
     to[1] = {values[4], values[5], values[6], values[7]};

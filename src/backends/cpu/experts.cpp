@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+// experts: mixture of experts with grouped rows, no token ever dropped.
+//
+// The experts of a step are one list of tasks, each 32 rows of one expert's projections for all of
+// its tokens, so that threads wait for each other only between the two projections.
+#include <algorithm>
+
+#include "backends/cpu/activation_quant.h"
+#include "backends/cpu/cpu_ops.h"
+#include "backends/cpu/kernels/panel_multiply.h"
+#include "core/codec.h"
+
+namespace quatrain {
+namespace {
+
+// Tokens whose gate and up values a task holds at a time.
+constexpr std::int64_t kTokensPerPass = 64;
+using PassBuffer = float[kTokensPerPass][kPanelRows];
+
+bool is_4bit(const CpuWeight& w) {
+  if (w.panels) return w.panels->is_4bit();
+  return w.stored.format == WeightFormat::kNvfp4 || w.stored.format == WeightFormat::kMxfp4;
+}
+
+std::int64_t panels_of(std::int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+
+// out = x rounded as the mode says; out may be x.
+void round_input(const float* x, std::int64_t n, ExpertActivations mode, float input_scale,
+                 float* out) {
+  if (mode == ExpertActivations::kBf16)
+    std::transform(x, x + n, out, bf16_round);
+  else if (mode == ExpertActivations::kInt8)
+    int8_round_row(x, n, out);
+  else
+    nvfp4_round_row(x, n, mode == ExpertActivations::kStatic ? input_scale : nvfp4_row_scale(x, n),
+                    out);
+}
+
+}  // namespace
+
+// Fills sorted_slots_ with the slots of each expert, in order of token, and active_.
+void CpuOps::sort_slots_by_expert(const op::Experts& args) {
+  const std::int64_t experts = args.w->count;
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t slots = args.ids.elements();
+  const std::int32_t* ids = args.ids.i32();
+  const auto is_real = [&](std::int64_t slot) { return args.batch.slots.i32()[slot / k] >= 0; };
+  std::fill_n(expert_end_.begin(), experts, 0);
+  for (std::int64_t s = 0; s < slots; ++s)
+    if (is_real(s)) ++expert_end_[static_cast<std::size_t>(ids[s])];
+  active_.clear();
+  std::int32_t begin = 0;
+  for (std::int64_t e = 0; e < experts; ++e) {
+    const auto i = static_cast<std::size_t>(e);
+    const std::int32_t count = expert_end_[i];
+    if (count > 0) active_.push_back(static_cast<std::int32_t>(e));
+    expert_begin_[i] = expert_end_[i] = begin;
+    begin += count;
+  }
+  for (std::int64_t s = 0; s < slots; ++s)
+    if (is_real(s)) {
+      const std::int32_t at = expert_end_[static_cast<std::size_t>(ids[s])]++;
+      sorted_slots_[static_cast<std::size_t>(at)] = static_cast<std::int32_t>(s);
+    }
+}
+
+// Are the inputs of this weight the exact ones? Int8 is for weights of 4 bits.
+bool CpuOps::exact_input(const op::Experts& args, const CpuWeight& w) const {
+  if (args.activations == ExpertActivations::kInt8) return has_panels() || !is_4bit(w);
+  return args.activations == ExpertActivations::kFull;
+}
+
+// Inputs as the mode says, for every slot or, as int8, for every token.
+void CpuOps::round_expert_inputs(const op::Experts& args) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t hidden = all.hidden;
+  if (args.activations == ExpertActivations::kFull) return;
+  if (args.activations == ExpertActivations::kInt8 && has_panels()) {
+    if (hidden % kInt8Block != 0) return;  // then no weight has 4 bits
+    const std::int64_t tokens = args.x.dim(0);
+    parallel_for(tokens, 4, tokens * hidden, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t t = begin; t < end; ++t)
+        if (args.batch.slots.i32()[t] >= 0)
+          int8_inputs_.set(kernels_, t, args.x.f32() + t * hidden, hidden);
+    });
+    return;
+  }
+  pool_.parallel_for(args.ids.elements(), 4, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t s = begin; s < end; ++s) {
+      if (args.batch.slots.i32()[s / k] < 0) continue;
+      const auto& expert = all.experts[static_cast<std::size_t>(args.ids.i32()[s])];
+      if (!exact_input(args, expert.w1) || !exact_input(args, expert.w3))
+        round_input(args.x.f32() + s / k * hidden, hidden, args.activations, expert.input_scale,
+                    expert_inputs_.get() + s * hidden);
+    }
+  });
+}
+
+void CpuOps::round_hidden(const op::Experts& args) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t slots = args.ids.elements();
+  const std::int64_t inner = all.intermediate;
+  if (args.activations == ExpertActivations::kFull) return;
+  const bool int8 = args.activations == ExpertActivations::kInt8 && has_panels();
+  parallel_for(slots, 2, slots * inner, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t s = begin; s < end; ++s) {
+      if (args.batch.slots.i32()[s / k] < 0) continue;
+      float* h = expert_hidden_.get() + s * inner;
+      const auto& expert = all.experts[static_cast<std::size_t>(args.ids.i32()[s])];
+      if (!exact_input(args, expert.w2))
+        round_input(h, inner, args.activations, expert.hidden_scale, h);
+      else if (int8 && is_4bit(expert.w2))
+        int8_hidden_.set(kernels_, s, h, inner);
+    }
+  });
+}
+
+// out(i)[n] = row 32 p + n of W, times the input of slots[i], for i < count. Inputs are
+// x + slot / per_row * cols, or that row of `int8` where the weight takes int8.
+template <class Out>
+void CpuOps::multiply_expert(const CpuWeight& w, std::int64_t p, const Int8Rows* int8,
+                             const float* x, std::int64_t x_per_row, std::int64_t int8_per_row,
+                             std::span<const std::int32_t> slots, int thread, Out&& out) {
+  const auto count = static_cast<std::int64_t>(slots.size());
+  const auto slot = [&](std::int64_t i) { return slots[static_cast<std::size_t>(i)]; };
+  if (!w.panels) {
+    const QuantMatrix& m = w.stored;
+    float* row = thread_row(thread);
+    const std::int64_t first = p * kPanelRows;
+    for (std::int64_t n = first; n < std::min(m.rows, first + kPanelRows); ++n) {
+      decode_weight_row(m, n, row);
+      for (std::int64_t i = 0; i < count; ++i)
+        out(i)[n - first] = dot(x + slot(i) / x_per_row * m.cols, row, m.cols);
+    }
+    return;
+  }
+  const PanelRows rows = existing_rows(*w.panels, p);
+  if (int8 != nullptr && w.panels->is_4bit())
+    multiply_int8(
+        kernels_, *w.panels, p, rows, count,
+        [&](std::int64_t i) { return int8->row(slot(i) / int8_per_row); }, out);
+  else
+    multiply_floats(
+        kernels_, *w.panels, p, rows, count,
+        [&](std::int64_t i) { return x + slot(i) / x_per_row * w.panels->cols(); }, out);
+}
+
+// The first projections: 32 values of gate and up make 32 hidden values.
+void CpuOps::expert_hidden(const op::Experts& args) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t inner = all.intermediate;
+  const bool weight_first = args.activations == ExpertActivations::kStatic;
+  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_inputs_ : nullptr;
+  const std::int64_t parts = panels_of(inner);
+  const std::int64_t tasks = static_cast<std::int64_t>(active_.size()) * parts;
+  const auto gate_or_up = [&](const CpuWeight& w, std::int64_t p,
+                              std::span<const std::int32_t> slots, int thread, PassBuffer& out) {
+    const bool exact = exact_input(args, w);
+    multiply_expert(w, p, int8, exact ? args.x.f32() : expert_inputs_.get(), exact ? k : 1, k,
+                    slots, thread, [&](std::int64_t i) { return out[i]; });
+  };
+  parallel_for(tasks, expert_grain(tasks), expert_work(args),
+               [&](std::int64_t begin, std::int64_t end, int thread) {
+                 alignas(64) PassBuffer gate, up;
+                 for (std::int64_t task = begin; task < end; ++task) {
+                   const std::int32_t e = active_[static_cast<std::size_t>(task / parts)];
+                   const auto& expert = all.experts[static_cast<std::size_t>(e)];
+                   const std::int64_t p = task % parts;
+                   const std::int64_t n = std::min(kPanelRows, inner - p * kPanelRows);
+                   for_each_pass(e, [&](std::span<const std::int32_t> slots) {
+                     gate_or_up(expert.w1, p, slots, thread, gate);
+                     gate_or_up(expert.w3, p, slots, thread, up);
+                     for (std::size_t i = 0; i < slots.size(); ++i) {
+                       float* h = expert_hidden_.get() + slots[i] * inner + p * kPanelRows;
+                       kernels_.swiglu(gate[i], up[i], n, args.limit, h);
+                       if (weight_first)
+                         for (std::int64_t j = 0; j < n; ++j) h[j] *= args.weights.f32()[slots[i]];
+                     }
+                   });
+                 }
+               });
+}
+
+// The second projection of every slot.
+void CpuOps::expert_outputs(const op::Experts& args) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const std::int64_t hidden = all.hidden;
+  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_hidden_ : nullptr;
+  const std::int64_t parts = panels_of(hidden);
+  const std::int64_t tasks = static_cast<std::int64_t>(active_.size()) * parts;
+  parallel_for(tasks, expert_grain(tasks), expert_work(args),
+               [&](std::int64_t begin, std::int64_t end, int thread) {
+                 for (std::int64_t task = begin; task < end; ++task) {
+                   const std::int32_t e = active_[static_cast<std::size_t>(task / parts)];
+                   const std::int64_t p = task % parts;
+                   for_each_pass(e, [&](std::span<const std::int32_t> slots) {
+                     multiply_expert(
+                         all.experts[static_cast<std::size_t>(e)].w2, p, int8, expert_hidden_.get(),
+                         1, 1, slots, thread, [&](std::int64_t i) {
+                           return expert_outputs_.get() +
+                                  slots[static_cast<std::size_t>(i)] * hidden + p * kPanelRows;
+                         });
+                   });
+                 }
+               });
+}
+
+// Combines in the order of the router's choice, which no neighbour can change.
+void CpuOps::combine_outputs(const op::Experts& args) {
+  const std::int64_t tokens = args.x.dim(0);
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t hidden = args.w->hidden;
+  const bool weighted = args.activations != ExpertActivations::kStatic;
+  parallel_for(tokens, 4, tokens * k * hidden, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      if (args.batch.slots.i32()[t] < 0) continue;
+      for (std::int64_t s = t * k; s < (t + 1) * k; ++s)
+        kernels_.add_scaled(expert_outputs_.get() + s * hidden,
+                            weighted ? args.weights.f32()[s] : 1.0f, hidden,
+                            args.out.f32() + t * hidden);
+    }
+  });
+}
+
+// The second projection and the sum of a step of one token: a task is 32 rows of all its experts.
+void CpuOps::one_token_outputs(const op::Experts& args) {
+  if (args.batch.slots.i32()[0] < 0) return;
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t parts = panels_of(all.hidden);
+  const bool weighted = args.activations != ExpertActivations::kStatic;
+  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_hidden_ : nullptr;
+  parallel_for(parts, expert_grain(parts), expert_work(args),
+               [&](std::int64_t begin, std::int64_t end, int thread) {
+                 alignas(64) float y[kPanelRows];
+                 for (std::int64_t p = begin; p < end; ++p)
+                   for (std::int32_t s = 0; s < k; ++s) {
+                     const auto e = static_cast<std::size_t>(args.ids.i32()[s]);
+                     multiply_expert(all.experts[e].w2, p, int8, expert_hidden_.get(), 1, 1,
+                                     {&s, 1}, thread, [&](std::int64_t) { return y; });
+                     kernels_.add_scaled(y, weighted ? args.weights.f32()[s] : 1.0f,
+                                         std::min(kPanelRows, all.hidden - p * kPanelRows),
+                                         args.out.f32() + p * kPanelRows);
+                   }
+               });
+}
+
+void CpuOps::experts(const op::Experts& args) {
+  sort_slots_by_expert(args);
+  round_expert_inputs(args);
+  expert_hidden(args);
+  round_hidden(args);
+  if (args.x.dim(0) == 1) return one_token_outputs(args);
+  expert_outputs(args);
+  combine_outputs(args);
+}
+
+// body(slots) for the slots of expert e, kTokensPerPass at a time.
+template <class Body>
+void CpuOps::for_each_pass(std::int32_t e, Body&& body) const {
+  const auto i = static_cast<std::size_t>(e);
+  const std::span<const std::int32_t> slots(sorted_slots_.data() + expert_begin_[i],
+                                            sorted_slots_.data() + expert_end_[i]);
+  for (std::size_t begin = 0; begin < slots.size(); begin += kTokensPerPass)
+    body(slots.subspan(begin, std::min<std::size_t>(kTokensPerPass, slots.size() - begin)));
+}
+
+std::int64_t CpuOps::expert_grain(std::int64_t tasks) const {
+  return std::max<std::int64_t>(1, tasks / (8 * pool_.threads()));
+}
+
+// Bytes of weights that one projection of the active experts reads, roughly.
+std::int64_t CpuOps::expert_work(const op::Experts& args) const {
+  return args.w->bytes / args.w->count / 3 * static_cast<std::int64_t>(active_.size());
+}
+
+}  // namespace quatrain

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which instruction set the CPU backend's kernels use.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace quatrain {
+
+/// Each level needs all of the levels before it.
+enum class CpuIsa {
+  kPlain,   ///< the reference bodies: portable C++, weights as the checkpoint stores them
+  kAvx2,    ///< AVX2, FMA, F16C
+  kAvx512,  ///< AVX-512 F, BW, DQ, VL and VNNI
+};
+
+std::string_view name_of(CpuIsa isa);
+
+/// The best level that this build has and this machine runs.
+CpuIsa best_isa();
+
+/// All levels up to best_isa().
+std::vector<CpuIsa> usable_isas();
+
+/// "auto", "plain", "avx2", "avx512"; throws when the name is unknown or the machine lacks it.
+CpuIsa parse_isa(const std::string& name);
+
+}  // namespace quatrain

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of one instruction set, as a table of functions on raw pointers.
+//
+// A kernel's result for a row depends on that row alone: sums run in one order whatever the number
+// of rows. Instruction sets may differ from each other in the last bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cpu/kernels/isa.h"
+
+namespace quatrain {
+
+/// Output rows that one panel holds, and so one product computes together.
+inline constexpr std::int64_t kPanelRows = 32;
+/// Columns that share one FP32 multiplier in the panels of unquantised and FP8 weights.
+inline constexpr std::int64_t kPanelBlock = 128;
+/// Columns that share one integer sum: an NVFP4 block.
+inline constexpr std::int64_t kInt8Block = 16;
+/// Columns that share one scale of int8 activations. docs/numerics.md has the measurement.
+inline constexpr std::int64_t kInt8Group = 32;
+
+enum class PanelFormat : std::uint8_t { kF32, kF16, kBf16, kFp8, kNvfp4, kMxfp4 };
+inline constexpr int kPanelFormats = 6;
+
+/// 32 output rows of a matrix. panel_matrix.h describes `data`.
+struct Panel {
+  const std::byte* data = nullptr;
+  std::int64_t cols = 0;
+  const float* block_scales = nullptr;  ///< [⌈cols/128⌉]; not for the 4-bit formats
+  const float* row_scales = nullptr;    ///< [32]; results are multiplied by them
+};
+
+/// One row of activations as int8: x[c] ≈ values[c] · scales[c / 16]. `offsets` are −12 times the
+/// sum of each block's values: weight codes are stored as 2w + 12.
+struct Int8Row {
+  const std::int8_t* values = nullptr;    // [cols]
+  const std::int32_t* offsets = nullptr;  // [cols / 16]
+  const float* scales = nullptr;          // [cols / 16]
+};
+
+/// out[t][n] = Σ_c W[n][c] x[t][c] for the panel's 32 rows n and a fixed number of tokens t.
+using FloatProduct = void (*)(const Panel& panel, const float* const* x, float* const* out);
+using Int8Product = void (*)(const Panel& panel, const Int8Row* x, float* const* out);
+
+/// Attention of `heads` queries of one token over the same keys (which are the values, too).
+struct AttendTask {
+  const float* q = nullptr;            // [heads, width]
+  const float* const* keys = nullptr;  // [count] rows of `width`
+  const float* sinks = nullptr;        // [heads]
+  std::int64_t heads = 0;
+  std::int64_t width = 0;
+  std::int64_t count = 0;
+  float scale = 1;
+  float* scores = nullptr;  // scratch [heads, count]
+  float* out = nullptr;     // [heads, width]
+};
+
+struct CpuKernels {
+  static constexpr int kMaxTile = 8;
+
+  CpuIsa isa = CpuIsa::kPlain;
+  int float_tile = 0;  ///< most tokens of one float_product; 0: no products, weights stay as stored
+  int int8_tile = 0;
+  FloatProduct float_product[kPanelFormats][kMaxTile + 1] = {};  ///< by format and tokens
+  Int8Product nvfp4_int8[kMaxTile + 1] = {};
+  Int8Product mxfp4_int8[kMaxTile + 1] = {};
+
+  /// Rounds a row to int8 (see Int8Row); n is a multiple of 16. The plain definition is
+  /// int8_round_row() in activation_quant.h.
+  void (*quantise_int8)(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
+                        float* scales) = nullptr;
+
+  float (*dot)(const float* a, const float* b, std::int64_t n) = nullptr;
+  /// out[k] = Σ_h weights[h] · max(0, q[h] · keys[k])
+  void (*index_scores)(const float* q, const float* weights, const float* const* keys,
+                       std::int64_t heads, std::int64_t width, std::int64_t count,
+                       float* out) = nullptr;
+  void (*attend)(const AttendTask& task) = nullptr;
+  void (*rms_norm)(const float* x, const float* weight, std::int64_t n, float eps,
+                   float* out) = nullptr;
+  void (*swiglu)(const float* gate, const float* up, std::int64_t n, float limit,
+                 float* out) = nullptr;
+  /// out += w · x
+  void (*add_scaled)(const float* x, float w, std::int64_t n, float* out) = nullptr;
+  /// out = Σ_s w[s] x[s, :]
+  void (*weighted_sum)(const float* x, const float* w, std::int64_t streams, std::int64_t n,
+                       float* out) = nullptr;
+  /// The update of hc_post for one token.
+  void (*mix_streams)(const float* f, const float* post, const float* comb, std::int64_t hc,
+                      std::int64_t n, float* streams) = nullptr;
+  /// Pools windows: out[c] = softmax over i of scores[i][c], applied to values[i][c].
+  void (*pool)(const float* const* values, const float* const* scores, std::int64_t count,
+               std::int64_t n, float* out) = nullptr;
+};
+
+/// The kernels of an instruction set, which the machine must have. Those of kPlain are the
+/// definitions; it has no panel products.
+const CpuKernels& select_kernels(CpuIsa isa);
+
+}  // namespace quatrain

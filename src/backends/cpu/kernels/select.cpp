@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backends/cpu/kernels/tables.h"
+
+namespace quatrain {
+namespace {
+
+CpuKernels table(void (*fill)(CpuKernels&)) {
+  CpuKernels kernels;
+  fill(kernels);
+  return kernels;
+}
+
+}  // namespace
+
+const CpuKernels& select_kernels(CpuIsa isa) {
+  static const CpuKernels plain = table(fill_plain_kernels);
+#if defined(QUATRAIN_X86_KERNELS)
+  static const CpuKernels avx2 = table(fill_avx2_kernels);
+  static const CpuKernels avx512 = table(fill_avx512_kernels);
+  if (isa == CpuIsa::kAvx512) return avx512;
+  if (isa == CpuIsa::kAvx2) return avx2;
+#endif
+  return plain;
+}
+
+}  // namespace quatrain

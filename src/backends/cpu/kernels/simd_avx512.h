@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of 16 floats. Included by the AVX-512 translation unit alone.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace quatrain {
+namespace {
+
+struct Simd {
+  using F = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kChains = 2;     // running sums per output: hides the latency of FMA
+  static constexpr int kFloatTile = 6;  // 6 tokens · 2 vectors · 2 chains = 24 registers
+  static constexpr int kInt8Tile = 8;
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // The second operand comes back when one is NaN: min(limit, x) keeps a NaN of x.
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F round(F x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  /// x · 2^n for integral n.
+  static F scale_by_power(F x, F n) { return _mm512_scalef_ps(x, n); }
+  static float sum(F x) {
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+  }
+
+  // ---- decoders of panel data: vectors of one column for 32 rows ----
+
+  static void decode_f32(const std::byte* p, F* w) {
+    w[0] = _mm512_loadu_ps(p);
+    w[1] = _mm512_loadu_ps(p + 64);
+  }
+  static void decode_f16(const std::byte* p, F* w) {
+    const __m512i codes = _mm512_loadu_si512(p);
+    w[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(codes));
+    w[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(codes, 1));
+  }
+  static void decode_bf16(const std::byte* p, F* w) {
+    const __m512i codes = _mm512_loadu_si512(p);
+    w[0] = _mm512_castsi512_ps(_mm512_slli_epi32(codes, 16));
+    w[1] = _mm512_castsi512_ps(_mm512_and_si512(codes, _mm512_set1_epi32(-65536)));
+  }
+  /// Two columns. Values come out times 2^-8, as halves with E4M3's bits: F16 subnormals are exact.
+  static void decode_fp8_pair(const std::byte* p, F* w0, F* w1) {
+    const __m512i codes = _mm512_loadu_si512(p);
+    const __m512i zero = _mm512_setzero_si512();
+    const __m512i mask = _mm512_set1_epi16(static_cast<short>(0xBF80));
+    const auto halves = [&](__m512i shifted) {
+      return _mm512_and_si512(_mm512_srai_epi16(shifted, 1), mask);
+    };
+    const __m512i lo = halves(_mm512_unpacklo_epi8(zero, codes));
+    const __m512i hi = halves(_mm512_unpackhi_epi8(zero, codes));
+    w0[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(lo));
+    w0[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(hi));
+    w1[0] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(lo, 1));
+    w1[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(hi, 1));
+  }
+
+  // ---- 4-bit codes ----
+
+  /// The eight codes of each row, as loaded for rows [16 v, 16 v + 16).
+  using Codes = __m512i;
+  static Codes load_codes(const std::byte* p) { return _mm512_loadu_si512(p); }
+  /// Values of nibble n of every row.
+  template <int kNibble>
+  static F decode_nibble(Codes codes) {
+    const F table = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
+                                   -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4 * kNibble), table);
+  }
+  /// Scales of 16 rows; E4M3 comes out times 2^-8.
+  static F decode_e4m3_scales(const std::byte* p) {
+    const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_cvtph_ps(_mm256_slli_epi16(wide, 7));
+  }
+  static F decode_ue8m0_scales(const std::byte* p) {
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    // Code 0 is 2^-127, an FP32 subnormal.
+    return _mm512_castsi512_ps(
+        _mm512_max_epu32(_mm512_slli_epi32(wide, 23), _mm512_set1_epi32(0x00400000)));
+  }
+
+  // ---- int8: weights 2w + 12 in 0..24, four columns of 16 rows per vector ----
+
+  using Weights = __m512i;
+  using Sum = __m512i;
+  static void decode_int8(const std::byte* p, Weights& low, Weights& high) {
+    const __m512i table = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m512i mask = _mm512_set1_epi8(15);
+    const __m512i codes = _mm512_loadu_si512(p);
+    low = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, mask));
+    high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask));
+  }
+  /// Σ over 16 columns of w[0..3] · x, plus `offset`, per row.
+  static Sum dot_block(const Weights* w, const std::int8_t* x, Sum sum) {
+    for (int i = 0; i < 4; ++i) sum = _mm512_dpbusd_epi32(sum, w[i], broadcast4(x + 4 * i));
+    return sum;
+  }
+  static Sum set_sum(std::int32_t x) { return _mm512_set1_epi32(x); }
+  static F to_float(Sum x) { return _mm512_cvtepi32_ps(x); }
+
+ private:
+  static __m512i broadcast4(const std::int8_t* x) {
+    std::int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
+  }
+};
+
+}  // namespace
+}  // namespace quatrain

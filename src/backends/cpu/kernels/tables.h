@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each instruction set's translation unit exports.
+#pragma once
+
+#include "backends/cpu/kernels/kernels.h"
+
+namespace quatrain {
+
+void fill_plain_kernels(CpuKernels& kernels);
+void fill_avx2_kernels(CpuKernels& kernels);
+void fill_avx512_kernels(CpuKernels& kernels);
+
+}  // namespace quatrain
