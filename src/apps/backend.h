@@ -21,9 +21,9 @@ struct Backend {
 
 /// How the CPU backend runs.
 struct CpuFlags {
-  int threads = 0;           ///< 0: one per entry of `cpus`, or per core
-  std::vector<int> cpus;     ///< processors to pin threads to; empty: no pinning
-  std::string isa = "auto";  ///< see parse_isa()
+  int threads = 0;             ///< 0: one per entry of `cpus`, or per core
+  std::vector<int> cpus = {};  ///< processors to pin threads to; empty: no pinning
+  std::string isa = "auto";    ///< see parse_isa()
 };
 
 /// "cpu", "cuda", or "auto": cuda where the build has it and a usable GPU is there, otherwise cpu.

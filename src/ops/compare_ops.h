@@ -56,6 +56,8 @@ class CompareOps final : public Interceptor {
   class Mirror;
   template <class Args>
   void compare(const Args& args, void (Ops::*method)(const Args&));
+  template <class Args>
+  void compare_values(const Args& args, void (Ops::*method)(const Args&));
 
   Ops& reference_;
   std::vector<OpDifference> differences_;

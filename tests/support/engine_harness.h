@@ -133,7 +133,7 @@ inline std::vector<std::int32_t> alone(CpuModel& model, const EngineRequest& req
   for (const auto& [id, value] : s.logit_bias) bias.push_back({id, value});
   Session session(model.runner);
   std::vector<std::int32_t> out;
-  generate(session, model.runner.config(),
+  generate(session,
            {.prompt = request.prompt,
             .sampling = {.temperature = s.temperature,
                          .top_k = s.top_k,
