@@ -29,44 +29,51 @@ std::string markdown_tests(const BenchReport& report) {
   return out;
 }
 
-std::string markdown_row(const std::string& where, const std::string& operation, std::int64_t calls,
-                         double us, const OpCost& cost, const Breakdown& breakdown) {
-  const double seconds = us * 1e-6;
+// Some lines together. Their limit is the sum of theirs: each must read and multiply by itself.
+struct Sum {
+  BreakdownLine line;
+  double seconds_at_limit = 0;
+
+  void add(const BreakdownLine& other, const DeviceLimits& limits) {
+    line.calls += other.calls;
+    line.microseconds += other.microseconds;
+    line.cost.bytes += other.cost.bytes;
+    line.cost.flops += other.cost.flops;
+    seconds_at_limit += limits.seconds(other.cost.bytes, other.cost.flops);
+  }
+};
+
+std::string markdown_row(const std::string& where, const std::string& operation, const Sum& sum,
+                         double all_microseconds) {
+  const BreakdownLine& l = sum.line;
+  const double seconds = l.microseconds * 1e-6;
   return fmt::format(
       "| {} | {} | {} | {:.1f} | {:.1f} % | {:.2f} | {:.3f} | {:.0f} | {:.1f} | {:.1f} % |\n",
-      where, operation, calls, us, 100 * us / breakdown.sum_microseconds(), cost.bytes / 1e6,
-      cost.flops / 1e9, cost.bytes / seconds / 1e9, cost.flops / seconds / 1e12,
-      100 * share_of_limit(breakdown.limits, cost, us));
+      where, operation, l.calls, l.microseconds, 100 * l.microseconds / all_microseconds,
+      l.cost.bytes / 1e6, l.cost.flops / 1e9, l.cost.bytes / seconds / 1e9,
+      l.cost.flops / seconds / 1e12, 100 * sum.seconds_at_limit / seconds);
 }
 
 std::string markdown_breakdown(const Breakdown& breakdown) {
+  const double whole = breakdown.sum_microseconds();
   std::string out = fmt::format(
       "\n{}, one step of {} rows: {:.1f} µs {}; operations one by one {:.1f} µs.\nLimits: {}.\n\n"
       "| layers | operation | calls | µs | of all | MB | GFLOP | GB/s | TFLOP/s | of limit |\n"
       "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
       breakdown.test, breakdown.rows, breakdown.step_microseconds,
-      breakdown.recorded ? "as one replay" : "run eagerly", breakdown.sum_microseconds(),
-      describe(breakdown.limits));
+      breakdown.recorded ? "as one replay" : "run eagerly", whole, describe(breakdown.limits));
   // Lines of one kind of layer stand together; a sum follows each kind, and one of all.
-  BreakdownLine kind, all;
-  const auto add = [](BreakdownLine& sum, const BreakdownLine& line) {
-    sum.calls += line.calls;
-    sum.microseconds += line.microseconds;
-    sum.cost.bytes += line.cost.bytes;
-    sum.cost.flops += line.cost.flops;
-  };
+  Sum kind, all;
   for (std::size_t i = 0; i < breakdown.lines.size(); ++i) {
     const BreakdownLine& line = breakdown.lines[i];
-    out += markdown_row(line.where, line.operation, line.calls, line.microseconds, line.cost,
-                        breakdown);
-    add(kind, line);
-    add(all, line);
+    Sum one;
+    for (Sum* sum : {&one, &kind, &all}) sum->add(line, breakdown.limits);
+    out += markdown_row(line.where, line.operation, one, whole);
     if (i + 1 < breakdown.lines.size() && breakdown.lines[i + 1].where == line.where) continue;
-    out += markdown_row(fmt::format("**{}**", line.where), "", kind.calls, kind.microseconds,
-                        kind.cost, breakdown);
+    out += markdown_row(fmt::format("**{}**", line.where), "", kind, whole);
     kind = {};
   }
-  return out + markdown_row("all", "", all.calls, all.microseconds, all.cost, breakdown);
+  return out + markdown_row("all", "", all, whole);
 }
 
 // ---- CSV ----

@@ -85,6 +85,8 @@ TEST(Report, MarkdownBreaksDownAndAddsUp) {
   EXPECT_NE(text.find("| 33.3 % |"), std::string::npos);
   EXPECT_NE(text.find("| **HCA** |  | 1 | 40.0 | 40.0 % |"), std::string::npos);
   EXPECT_NE(text.find("| all |  | 3 | 100.0 | 100.0 % |"), std::string::npos);
+  EXPECT_NE(text.find("| 50.0 % |"), std::string::npos)
+      << "20 µs of reading and 30 µs of products can not overlap in 100 µs";
 }
 
 TEST(Report, CsvQuotesWhatNeedsIt) {
