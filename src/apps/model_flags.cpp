@@ -111,23 +111,24 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
   const auto start = std::chrono::steady_clock::now();
   std::unique_ptr<ProgressBar> bar;
   std::int64_t reported = 0;
+  const auto progress = [&](std::int64_t done, std::int64_t total) {
+    if (!bar) bar = std::make_unique<ProgressBar>("loading", total);
+    bar->advance(done - reported);
+    reported = done;
+    if (done == total) bar->finish();
+  };
   const ModelSource source = flags.open();
   name_ = source.name;
-  runner_ = std::make_unique<ModelRunner>(*ops_, source, options,
-                                          [&](std::int64_t done, std::int64_t total) {
-                                            if (!bar)
-                                              bar = std::make_unique<ProgressBar>("loading", total);
-                                            bar->advance(done - reported);
-                                            reported = done;
-                                          });
-  if (bar) bar->finish();
+  runner_ = std::make_unique<ModelRunner>(
+      *ops_, source, options, progress,
+      [](const MemoryPlan& plan) { fmt::print(stderr, "{}", plan.describe()); });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  fmt::print(stderr,
-             "{}: {:.1f} MB of weights, {:.1f} MB of caches for {} tokens, {:.1f} MB of scratch; "
-             "{}; ready in {:.2f} s\n",
-             source.name, static_cast<double>(runner_->weight_bytes()) / 1e6,
-             static_cast<double>(runner_->cache().bytes()) / 1e6, runner_->options().max_model_len,
-             static_cast<double>(runner_->scratch_bytes()) / 1e6, backend_.description,
+  const std::string recorded =
+      runner_->recorded_steps() == 0
+          ? ""
+          : fmt::format("{} recorded decode steps in {:.1f} MB; ", runner_->recorded_steps(),
+                        static_cast<double>(runner_->recorded_bytes()) / 1e6);
+  fmt::print(stderr, "{}: {}; {}ready in {:.2f} s\n", name_, backend_.description, recorded,
              seconds.count());
 }
 

@@ -22,19 +22,6 @@ std::string shown(std::span<const std::int64_t> shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
-void check_shape(const Checkpoint& checkpoint, const TensorInfo& tensor,
-                 std::span<const std::int64_t> expected) {
-  if (!std::equal(tensor.shape.begin(), tensor.shape.end(), expected.begin(), expected.end()))
-    fail("{}: expected shape {}, found {}", checkpoint.where(tensor), shown(expected),
-         shown(tensor.shape));
-}
-
-const TensorInfo& require(const Checkpoint& checkpoint, std::string_view name) {
-  const TensorInfo* tensor = checkpoint.find(name);
-  if (!tensor) fail("{}: tensor '{}' is missing", checkpoint.path().string(), name);
-  return *tensor;
-}
-
 template <class Stored, class Out, class Decode>
 std::vector<Out> read_as(const Checkpoint& checkpoint, const TensorInfo& tensor, Decode decode) {
   std::vector<Stored> stored(static_cast<std::size_t>(tensor.elements()));
@@ -186,15 +173,30 @@ std::string Checkpoint::where(const TensorInfo& tensor) const {
   return fmt::format("{}: tensor '{}' (stored as '{}')", file, tensor.name, tensor.stored_name);
 }
 
+const TensorInfo& Checkpoint::expect(std::string_view name,
+                                     std::span<const std::int64_t> shape) const {
+  const TensorInfo* tensor = find(name);
+  if (!tensor) fail("{}: tensor '{}' is missing", path().string(), name);
+  if (!std::equal(tensor->shape.begin(), tensor->shape.end(), shape.begin(), shape.end()))
+    fail("{}: expected shape {}, found {}", where(*tensor), shown(shape), shown(tensor->shape));
+  return *tensor;
+}
+
 void Checkpoint::read(const TensorInfo& tensor, std::span<std::byte> out) const {
   QT_CHECK_EQ(std::ssize(out), tensor.bytes, tensor.name);
-  impl_->files[static_cast<std::size_t>(tensor.file)].read_at(tensor.offset, out);
+  read_part(tensor, 0, out);
+}
+
+void Checkpoint::read_part(const TensorInfo& tensor, std::int64_t offset,
+                           std::span<std::byte> out) const {
+  QT_CHECK(offset >= 0 && offset + std::ssize(out) <= tensor.bytes,
+           "{}: {} bytes from byte {} of {}", tensor.name, out.size(), offset, tensor.bytes);
+  impl_->files[static_cast<std::size_t>(tensor.file)].read_at(tensor.offset + offset, out);
 }
 
 std::vector<float> Checkpoint::read_f32(std::string_view name,
                                         std::span<const std::int64_t> shape) const {
-  const TensorInfo& tensor = require(*this, name);
-  check_shape(*this, tensor, shape);
+  const TensorInfo& tensor = expect(name, shape);
   switch (tensor.dtype) {
     case DType::kF32:
       return read_as<float, float>(*this, tensor, [](float x) { return x; });
@@ -209,8 +211,7 @@ std::vector<float> Checkpoint::read_f32(std::string_view name,
 
 std::vector<std::int64_t> Checkpoint::read_ints(std::string_view name,
                                                 std::span<const std::int64_t> shape) const {
-  const TensorInfo& tensor = require(*this, name);
-  check_shape(*this, tensor, shape);
+  const TensorInfo& tensor = expect(name, shape);
   const auto widen = [](auto x) { return static_cast<std::int64_t>(x); };
   switch (tensor.dtype) {
     case DType::kI64:
@@ -231,16 +232,18 @@ bool Checkpoint::has_linear(std::string_view base) const {
 }
 
 LoadedLinear Checkpoint::load(const LinearSource& source) const {
-  LoadedLinear out =
-      allocate_linear(source.name, source.format, source.rows, source.cols, source.weight->dtype,
-                      source.scale ? source.scale->dtype : DType::kF32);
-  out.matrix.global_scale = source.global_scale;
-  out.matrix.input_scale = source.input_scale;
+  LoadedLinear out = allocate_linear(source.name, source.format, source.rows, source.cols,
+                                     source.weight->dtype, source.scale_dtype());
   read(*source.weight, out.values());
-  if (!source.scale) return out;
-  read(*source.scale, out.scales());
-  check_scales(out.matrix, where(*source.scale));
+  if (source.scale) read(*source.scale, out.scales());
+  finish(source, out.matrix);
   return out;
+}
+
+void Checkpoint::finish(const LinearSource& source, QuantMatrix& matrix) const {
+  if (source.global_scale) matrix.global_scale = read_scalar(*this, source, *source.global_scale);
+  if (source.input_scale) matrix.input_scale = read_scalar(*this, source, *source.input_scale);
+  if (source.scale) check_scales(matrix, where(*source.scale));
 }
 
 }  // namespace quatrain

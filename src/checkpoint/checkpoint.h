@@ -43,10 +43,13 @@ struct LinearSource {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   const TensorInfo* weight = nullptr;
-  const TensorInfo* scale = nullptr;       ///< null for dense
-  float global_scale = 1.0f;               ///< multiplier; reciprocal spellings are inverted
-  float input_scale = 0.0f;                ///< 0 when absent
-  std::vector<const TensorInfo*> tensors;  ///< every tensor consumed, scalars included
+  const TensorInfo* scale = nullptr;         ///< null for dense
+  const TensorInfo* global_scale = nullptr;  ///< F32 scalar; null when absent
+  const TensorInfo* input_scale = nullptr;   ///< F32 scalar; null when absent
+  bool reciprocal_scalars = false;           ///< the two above are stored as 1/x
+  std::vector<const TensorInfo*> tensors;    ///< every tensor consumed, scalars included
+
+  DType scale_dtype() const { return scale != nullptr ? scale->dtype : DType::kF32; }
 };
 
 /// Host memory of one linear; `matrix` points into it, its name included. Movable, not copyable:
@@ -86,11 +89,16 @@ class Checkpoint {
   const std::vector<TensorInfo>& tensors() const;
   const TensorInfo* find(std::string_view name) const;
 
+  /// The tensor of this name, with exactly this shape; throws when it is missing or has another.
+  const TensorInfo& expect(std::string_view name, std::span<const std::int64_t> shape) const;
+
   /// "model-00001-of-00002.safetensors: tensor 'layers.0…'" (with the stored name if it differs).
   std::string where(const TensorInfo& tensor) const;
 
   /// Reads a tensor's bytes; `out` must have exactly tensor.bytes.
   void read(const TensorInfo& tensor, std::span<std::byte> out) const;
+  /// Reads out.size() bytes of a tensor from byte `offset` of it. From any thread.
+  void read_part(const TensorInfo& tensor, std::int64_t offset, std::span<std::byte> out) const;
 
   /// A small dense tensor of any float type as FP32, checked against `shape`. `name` is complete.
   std::vector<float> read_f32(std::string_view name, std::span<const std::int64_t> shape) const;
@@ -99,12 +107,15 @@ class Checkpoint {
                                       std::span<const std::int64_t> shape) const;
 
   /// The linear with base name `base` ("layers.0.attn.wq_a"), of any supported format. Throws when
-  /// it is missing, inconsistent, or not rows x cols. Reads scalars only.
+  /// it is missing, inconsistent, or not rows x cols. Reads nothing.
   LinearSource linear(std::string_view base, std::int64_t rows, std::int64_t cols) const;
   bool has_linear(std::string_view base) const;
 
   /// Reads a linear whole and checks its scales: NaN or negative ones are refused.
   LoadedLinear load(const LinearSource& source) const;
+  /// Fills what remains of load() for values and scales that are in memory already: reads the
+  /// scalars, checks all scales. From any thread.
+  void finish(const LinearSource& source, QuantMatrix& matrix) const;
 
  private:
   struct Impl;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checkpoint/linear_format.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -110,26 +111,13 @@ class Detector {
              name_of(out_.format), name_of(out_.weight->dtype));
   }
 
-  /// A finite, positive FP32 scalar ([] or [1]).
-  float scalar(const TensorInfo& tensor) {
+  /// An FP32 scalar ([] or [1]); its value is not read here.
+  const TensorInfo* scalar(const TensorInfo& tensor) {
     if (tensor.dtype != DType::kF32 || tensor.shape.size() > 1 || tensor.elements() != 1)
       fail("{}: expected an F32 scalar, found {} {}", checkpoint_.where(tensor),
            name_of(tensor.dtype), shown(tensor.shape));
-    float value = 0.0f;
-    checkpoint_.read(tensor, std::as_writable_bytes(std::span(&value, 1)));
-    if (!std::isfinite(value) || value <= 0.0f)
-      fail("{}: expected a finite scale above 0, found {}", checkpoint_.where(tensor), value);
     use(&tensor);
-    return value;
-  }
-
-  /// 1/x of a scalar, which must itself be a finite scale above 0.
-  float inverse_scalar(const TensorInfo& tensor) {
-    const float value = scalar(tensor);
-    const float inverse = 1.0f / value;
-    if (!std::isfinite(inverse) || inverse <= 0.0f)
-      fail("{}: the reciprocal of {} is not a finite scale", checkpoint_.where(tensor), value);
-    return inverse;
+    return &tensor;
   }
 
   void nvfp4_matrices() {
@@ -162,8 +150,9 @@ class Detector {
   LinearSource packed_nvfp4() {
     nvfp4_matrices();
     forbid({parts_.weight_scale_2, parts_.input_scale});
-    out_.global_scale = inverse_scalar(need(parts_.weight_global_scale, "weight_global_scale"));
-    if (parts_.input_global_scale) out_.input_scale = inverse_scalar(*parts_.input_global_scale);
+    out_.reciprocal_scalars = true;
+    out_.global_scale = scalar(need(parts_.weight_global_scale, "weight_global_scale"));
+    if (parts_.input_global_scale) out_.input_scale = scalar(*parts_.input_global_scale);
     return std::move(out_);
   }
 
@@ -246,13 +235,23 @@ class Detector {
 /// Throws for the first scale whose bits, an unsigned T, are `bad`.
 template <class T, class Bad>
 void refuse_first(const QuantMatrix& m, std::string_view where, Bad bad) {
+  constexpr std::int64_t kChunk = 4096;  // a loop without a way out becomes vector instructions
   const std::int64_t count = m.scale_count(), columns = m.scale_columns();
-  for (std::int64_t i = 0; i < count; ++i) {
+  const auto at = [&](std::int64_t i) {
     T value;
     std::memcpy(&value, m.scales + i * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
-    if (bad(value)) [[unlikely]]
-      fail("{}: the scale at row {}, column {} is NaN, infinite or negative ({} {:#x})", where,
-           i / columns, i % columns, name_of(m.scale_dtype), value);
+    return value;
+  };
+  for (std::int64_t begin = 0; begin < count; begin += kChunk) {
+    const std::int64_t end = std::min(begin + kChunk, count);
+    T any = 0;
+    for (std::int64_t i = begin; i < end; ++i) any |= static_cast<T>(bad(at(i)));
+    if (any == 0) [[likely]]
+      continue;
+    for (std::int64_t i = begin; i < end; ++i)
+      if (bad(at(i)))
+        fail("{}: the scale at row {}, column {} is NaN, infinite or negative ({} {:#x})", where,
+             i / columns, i % columns, name_of(m.scale_dtype), at(i));
   }
 }
 
@@ -261,6 +260,19 @@ void refuse_first(const QuantMatrix& m, std::string_view where, Bad bad) {
 LinearSource detect_linear(const Checkpoint& checkpoint, std::string_view base, std::int64_t rows,
                            std::int64_t cols) {
   return Detector(checkpoint, base, rows, cols).detect();
+}
+
+float read_scalar(const Checkpoint& checkpoint, const LinearSource& source,
+                  const TensorInfo& tensor) {
+  float value = 0.0f;
+  checkpoint.read(tensor, std::as_writable_bytes(std::span(&value, 1)));
+  if (!std::isfinite(value) || value <= 0.0f)
+    fail("{}: expected a finite scale above 0, found {}", checkpoint.where(tensor), value);
+  if (!source.reciprocal_scalars) return value;
+  const float inverse = 1.0f / value;
+  if (!std::isfinite(inverse) || inverse <= 0.0f)
+    fail("{}: the reciprocal of {} is not a finite scale", checkpoint.where(tensor), value);
+  return inverse;
 }
 
 LinearShape stored_shape(const Checkpoint& checkpoint, std::string_view base) {

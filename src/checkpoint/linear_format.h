@@ -11,10 +11,14 @@
 
 namespace quatrain {
 
-/// Finds the tensors of linear `base` and checks them against each other and rows x cols. Scalars
-/// are read. See Checkpoint::linear.
+/// Finds the tensors of linear `base` and checks them against each other and rows x cols. Reads
+/// nothing. See Checkpoint::linear.
 LinearSource detect_linear(const Checkpoint& checkpoint, std::string_view base, std::int64_t rows,
                            std::int64_t cols);
+
+/// The value of a global or input scale of `source`, as a multiplier: a finite number above 0.
+float read_scalar(const Checkpoint& checkpoint, const LinearSource& source,
+                  const TensorInfo& tensor);
 
 /// The shape of a linear [rows, cols] as its tensors tell it, for tools that have no config.
 /// Throws when there is no weight of rank 2.

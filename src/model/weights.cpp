@@ -3,90 +3,270 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <numbers>
+#include <numeric>
 #include <span>
 #include <unordered_set>
 
+#include "checkpoint/linear_stream.h"
 #include "core/codec.h"
 
 namespace quatrain {
 namespace {
 
-class Loader {
+// Of one or two dimensions.
+Tensor view(void* data, DType dtype, std::span<const std::int64_t> shape) {
+  if (shape.size() == 1) return Tensor(data, dtype, {shape[0]});
+  return Tensor(data, dtype, {shape[0], shape[1]});
+}
+
+// Where the loader's tensors go: into a list that checks them, or to the device.
+class TensorSink {
  public:
-  Loader(const Checkpoint& checkpoint, const V4Config& config, Ops& ops, const LoadOptions& options)
-      : checkpoint_(checkpoint), config_(config), ops_(ops), options_(options) {
-    for (const TensorInfo& tensor : checkpoint.tensors())
-      if (options.mtp || !is_mtp(tensor)) total_ += tensor.bytes;
+  virtual ~TensorSink() = default;
+  virtual void enter(WeightGroup group) { (void)group; }
+  virtual Tensor vector(const std::string& name, std::span<const std::int64_t> shape) = 0;
+  virtual Tensor hash_table(const std::string& name, std::span<const std::int64_t> shape) = 0;
+  virtual Tensor embedding(const std::string& base, std::int64_t rows, std::int64_t cols) = 0;
+  virtual LinearPtr linear(const std::string& base, std::int64_t rows, std::int64_t cols) = 0;
+  virtual std::unique_ptr<PackedExperts> experts(const std::string& base, std::int64_t count,
+                                                 std::int64_t hidden, std::int64_t inner) = 0;
+};
+
+// Finds and checks every tensor.
+class ListingSink final : public TensorSink {
+ public:
+  ListingSink(const Checkpoint& checkpoint, WeightList& list)
+      : checkpoint_(checkpoint), list_(list) {}
+
+  void enter(WeightGroup group) override { group_ = group; }
+
+  Tensor vector(const std::string& name, std::span<const std::int64_t> shape) override {
+    const TensorInfo& tensor = checkpoint_.expect(name, shape);
+    list_.vector_elements += tensor.elements();
+    used(tensor);
+    return view(nullptr, DType::kF32, shape);
+  }
+  Tensor hash_table(const std::string& name, std::span<const std::int64_t> shape) override {
+    vector(name, shape);
+    return view(nullptr, DType::kI32, shape);
+  }
+  Tensor embedding(const std::string& base, std::int64_t rows, std::int64_t cols) override {
+    linear(base, rows, cols);
+    return Tensor(nullptr, DType::kF32, {rows, cols});
+  }
+  LinearPtr linear(const std::string& base, std::int64_t rows, std::int64_t cols) override {
+    LinearSource source = checkpoint_.linear(base, rows, cols);
+    list_.linear_bytes[static_cast<int>(group_)] +=
+        source.weight->bytes + (source.scale ? source.scale->bytes : 0);
+    auto handle = std::make_unique<PackedLinear>();
+    handle->name = base;
+    handle->format = source.format;
+    handle->rows = rows;
+    handle->cols = cols;
+    handle->bytes = source.weight->bytes + (source.scale ? source.scale->bytes : 0);
+    for (const TensorInfo* tensor : source.tensors) used(*tensor);
+    list_.linears.push_back(std::move(source));
+    return handle;
+  }
+  std::unique_ptr<PackedExperts> experts(const std::string& base, std::int64_t count,
+                                         std::int64_t hidden, std::int64_t inner) override {
+    auto all = std::make_unique<PackedExperts>();
+    all->name = base;
+    all->count = count;
+    all->hidden = hidden;
+    all->intermediate = inner;
+    const auto add = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
+      all->bytes += linear(name, rows, cols)->bytes;
+      all->has_input_scales = all->has_input_scales && list_.linears.back().input_scale != nullptr;
+    };
+    for (std::int64_t e = 0; e < count; ++e) {
+      const std::string expert = fmt::format("{}.{}", base, e);
+      add(expert + ".w1", inner, hidden);
+      add(expert + ".w3", inner, hidden);
+      add(expert + ".w2", hidden, inner);
+    }
+    return all;
   }
 
-  ModelWeights load() {
-    ModelWeights w;
-    memory_ = &w.memory;
-    w.embed = embedding();
-    for (std::int64_t l = 0; l < config_.num_layers; ++l)
-      w.layers.push_back(
-          layer(fmt::format("layers.{}", l), config_.ratio(l), config_.is_hash_layer(l)));
-    w.hc_head = hyper_connection("hc_head", true);
-    w.norm = vector("norm.weight", {config_.hidden_size});
-    w.head = linear("head", config_.vocab_size, config_.hidden_size);
-    if (options_.mtp)
-      for (std::int64_t m = 0; m < config_.num_mtp_layers; ++m)
-        w.mtp.push_back(mtp(fmt::format("mtp.{}", m)));
-    refuse_unused();
-    const auto half = config_.rope_dim / 2;
-    w.inv_freq = upload(DType::kF32, {half},
-                        rope_frequencies(config_.rope_dim, config_.rope_theta, nullptr).data());
-    w.compress_inv_freq = upload(DType::kF32, {half},
-                                 rope_frequencies(config_.rope_dim, config_.compress_rope_theta,
-                                                  config_.has_yarn ? &config_.yarn : nullptr)
-                                     .data());
-    return w;
+  void refuse_unused(bool mtp) const {
+    std::int64_t unused = 0;
+    const TensorInfo* first = nullptr;
+    for (const TensorInfo& tensor : checkpoint_.tensors()) {
+      if (used_.contains(&tensor) || (!mtp && tensor.name.starts_with("mtp."))) continue;
+      if (unused++ == 0) first = &tensor;
+    }
+    if (unused > 0)
+      fail("{} is not part of the architecture that config.json describes ({} such tensors)",
+           checkpoint_.where(*first), unused);
   }
 
  private:
-  static bool is_mtp(const TensorInfo& tensor) { return tensor.name.starts_with("mtp."); }
+  void used(const TensorInfo& tensor) {
+    if (used_.insert(&tensor).second) list_.file_bytes += tensor.bytes;
+  }
 
-  Tensor upload(DType dtype, std::initializer_list<std::int64_t> shape, const void* data) {
-    Tensor view(nullptr, dtype, shape);
-    memory_->push_back(ops_.allocate(view.bytes()));
-    const Tensor tensor(memory_->back().data(), dtype, shape);
+  const Checkpoint& checkpoint_;
+  WeightList& list_;
+  WeightGroup group_ = WeightGroup::kOther;
+  std::unordered_set<const TensorInfo*> used_;
+};
+
+// Takes linears from the stream, hands them to the backend, and gives their memory back when the
+// backend has read them.
+class LoadingSink final : public TensorSink {
+ public:
+  LoadingSink(const Checkpoint& checkpoint, const V4Config& config, Ops& ops,
+              const WeightList& list, const LoadOptions& options, std::vector<Buffer>& memory)
+      : checkpoint_(checkpoint),
+        config_(config),
+        ops_(ops),
+        list_(list),
+        options_(options),
+        memory_(memory),
+        ring_(ops.allocate_host(LinearStream::ring_bytes(list.linears, kLoadRingBytes))),
+        stream_(checkpoint, list.linears,
+                {static_cast<std::byte*>(ring_.data()), static_cast<std::size_t>(ring_.bytes())},
+                kReaders) {}
+  // The ring is not freed while the device reads it, however loading ends.
+  ~LoadingSink() override {
+    for (const auto& fence : in_flight_) fence->wait();
+  }
+
+  Tensor upload(DType dtype, std::span<const std::int64_t> shape, const void* data) {
+    memory_.push_back(ops_.allocate(view(nullptr, dtype, shape).bytes()));
+    const Tensor tensor = view(memory_.back().data(), dtype, shape);
     ops_.upload(tensor, data);
     return tensor;
   }
 
-  void consumed(const TensorInfo& tensor) {
-    if (!used_.insert(&tensor).second) return;
-    done_ += tensor.bytes;
-    if (options_.progress) options_.progress(done_, total_);
-  }
-
-  Tensor vector(const std::string& name, std::initializer_list<std::int64_t> shape) {
-    const std::vector<float> values =
-        checkpoint_.read_f32(name, std::span(shape.begin(), shape.size()));
-    consumed(*checkpoint_.find(name));
+  Tensor vector(const std::string& name, std::span<const std::int64_t> shape) override {
+    const std::vector<float> values = checkpoint_.read_f32(name, shape);
+    read(*checkpoint_.find(name));
     return upload(DType::kF32, shape, values.data());
   }
 
-  LoadedLinear load_linear(const std::string& base, std::int64_t rows, std::int64_t cols) {
-    const LinearSource source = checkpoint_.linear(base, rows, cols);
-    LoadedLinear loaded = checkpoint_.load(source);
-    for (const TensorInfo* tensor : source.tensors) consumed(*tensor);
-    return loaded;
+  // Every row names experts that exist; ids fit 32 bits.
+  Tensor hash_table(const std::string& name, std::span<const std::int64_t> shape) override {
+    const std::vector<std::int64_t> wide = checkpoint_.read_ints(name, shape);
+    const TensorInfo& tensor = *checkpoint_.find(name);
+    read(tensor);
+    std::vector<std::int32_t> ids(wide.size());
+    for (std::size_t i = 0; i < wide.size(); ++i) {
+      if (wide[i] < 0 || wide[i] >= config_.num_experts)
+        fail("{}: expert {} at element {} is outside [0, {})", checkpoint_.where(tensor), wide[i],
+             i, config_.num_experts);
+      ids[i] = static_cast<std::int32_t>(wide[i]);
+    }
+    return upload(DType::kI32, shape, ids.data());
   }
 
+  Tensor embedding(const std::string&, std::int64_t, std::int64_t) override {
+    const QuantMatrix m = take();
+    const std::int64_t shape[] = {m.rows, m.cols};
+    Tensor table;
+    if (m.format == WeightFormat::kDense && m.dtype == DType::kBF16) {
+      table = upload(DType::kBF16, shape, m.values);
+    } else {
+      std::vector<float> values(static_cast<std::size_t>(m.rows * m.cols));
+      for (std::int64_t r = 0; r < m.rows; ++r) decode_row(m, r, values.data() + r * m.cols);
+      table = upload(DType::kF32, shape, values.data());
+    }
+    done(1);
+    return table;
+  }
+
+  LinearPtr linear(const std::string&, std::int64_t, std::int64_t) override {
+    LinearPtr packed = ops_.pack_linear(take());
+    done(1);
+    return packed;
+  }
+
+  std::unique_ptr<PackedExperts> experts(const std::string& base, std::int64_t count,
+                                         std::int64_t hidden, std::int64_t inner) override {
+    auto all = ops_.make_experts(base, count, hidden, inner);
+    for (std::int64_t e = 0; e < count; ++e) {
+      const QuantMatrix w1 = take(), w3 = take(), w2 = take();
+      ops_.pack_expert(*all, e, w1, w3, w2);
+      // Gate and up read the same rounded input, so one calibrated scale must serve both.
+      if (w1.input_scale != w3.input_scale) all->has_input_scales = false;
+      done(3);
+    }
+    return all;
+  }
+
+ private:
+  static constexpr int kReaders = 8;
+
+  QuantMatrix take() {
+    while (!in_flight_.empty() && (in_flight_.front()->reached() || !stream_.is_ready())) {
+      in_flight_.front()->wait();
+      in_flight_.pop_front();
+      stream_.release();
+    }
+    const QuantMatrix matrix = stream_.next();
+    for (const TensorInfo* tensor : list_.linears[taken_].tensors) read(*tensor);
+    ++taken_;
+    return matrix;
+  }
+
+  // The backend has been given the last `count` linears.
+  void done(int count) {
+    for (int i = 0; i < count; ++i) {
+      if (auto fence = ops_.fence())
+        in_flight_.push_back(std::move(fence));
+      else
+        stream_.release();
+    }
+  }
+
+  void read(const TensorInfo& tensor) {
+    done_ += tensor.bytes;
+    if (options_.progress) options_.progress(done_, list_.file_bytes);
+  }
+
+  const Checkpoint& checkpoint_;
+  const V4Config& config_;
+  Ops& ops_;
+  const WeightList& list_;
+  const LoadOptions& options_;
+  std::vector<Buffer>& memory_;
+  Buffer ring_;
+  LinearStream stream_;
+  std::deque<std::unique_ptr<Ops::Fence>> in_flight_;  // of linears to release, oldest first
+  std::size_t taken_ = 0;
+  std::int64_t done_ = 0;
+};
+
+// The table: which tensors a model has, with their shapes, in the order of loading.
+class Loader {
+ public:
+  Loader(const V4Config& config, TensorSink& sink) : config_(config), sink_(sink) {}
+
+  ModelWeights load(bool with_mtp) {
+    ModelWeights w;
+    sink_.enter(WeightGroup::kEmbedding);
+    w.embed = sink_.embedding("embed", config_.vocab_size, config_.hidden_size);
+    for (std::int64_t l = 0; l < config_.num_layers; ++l)
+      w.layers.push_back(
+          layer(fmt::format("layers.{}", l), config_.ratio(l), config_.is_hash_layer(l)));
+    sink_.enter(WeightGroup::kEmbedding);
+    w.hc_head = hyper_connection("hc_head", true);
+    w.norm = vector("norm.weight", {config_.hidden_size});
+    w.head = linear("head", config_.vocab_size, config_.hidden_size);
+    if (with_mtp)
+      for (std::int64_t m = 0; m < config_.num_mtp_layers; ++m)
+        w.mtp.push_back(mtp(fmt::format("mtp.{}", m)));
+    return w;
+  }
+
+ private:
+  Tensor vector(const std::string& name, std::initializer_list<std::int64_t> shape) {
+    return sink_.vector(name, std::span(shape.begin(), shape.size()));
+  }
   LinearPtr linear(const std::string& base, std::int64_t rows, std::int64_t cols) {
-    return ops_.pack_linear(load_linear(base, rows, cols).matrix);
-  }
-
-  Tensor embedding() {
-    const LoadedLinear loaded = load_linear("embed", config_.vocab_size, config_.hidden_size);
-    const QuantMatrix& m = loaded.matrix;
-    if (m.format == WeightFormat::kDense && m.dtype == DType::kBF16)
-      return upload(DType::kBF16, {m.rows, m.cols}, m.values);
-    std::vector<float> values(static_cast<std::size_t>(m.rows * m.cols));
-    for (std::int64_t r = 0; r < m.rows; ++r) decode_row(m, r, values.data() + r * m.cols);
-    return upload(DType::kF32, {m.rows, m.cols}, values.data());
+    return sink_.linear(base, rows, cols);
   }
 
   // `prefix`_fn, _base, _scale; the head has no post and comb parts.
@@ -113,6 +293,7 @@ class Loader {
     const std::int64_t heads_width = config_.num_heads * config_.head_dim;
     const std::int64_t o_rows = config_.o_groups * config_.o_lora_rank;
     AttentionWeights w;
+    sink_.enter(WeightGroup::kAttention);
     w.wq_a = linear(base + ".wq_a", config_.q_lora_rank, hidden);
     w.wq_b = linear(base + ".wq_b", heads_width, config_.q_lora_rank);
     w.wkv = linear(base + ".wkv", config_.head_dim, hidden);
@@ -132,41 +313,22 @@ class Loader {
     return w;
   }
 
-  // Every row names experts that exist; ids fit 32 bits.
-  Tensor hash_table(const std::string& name) {
-    const std::int64_t shape[] = {config_.vocab_size, config_.experts_per_token};
-    const std::vector<std::int64_t> wide = checkpoint_.read_ints(name, shape);
-    consumed(*checkpoint_.find(name));
-    std::vector<std::int32_t> ids(wide.size());
-    for (std::size_t i = 0; i < wide.size(); ++i) {
-      if (wide[i] < 0 || wide[i] >= config_.num_experts)
-        fail("{}: expert {} at element {} is outside [0, {})",
-             checkpoint_.where(*checkpoint_.find(name)), wide[i], i, config_.num_experts);
-      ids[i] = static_cast<std::int32_t>(wide[i]);
-    }
-    return upload(DType::kI32, {shape[0], shape[1]}, ids.data());
-  }
-
   FfnWeights ffn(const std::string& base, bool hash) {
     const std::int64_t hidden = config_.hidden_size;
     const std::int64_t inner = config_.moe_intermediate_size;
     const std::int64_t shared = inner * config_.num_shared_experts;
     FfnWeights w;
+    sink_.enter(WeightGroup::kOther);
     w.gate = linear(base + ".gate", config_.num_experts, hidden);
-    if (hash)
-      w.hash_table = hash_table(base + ".gate.tid2eid");
-    else
+    if (hash) {
+      const std::int64_t shape[] = {config_.vocab_size, config_.experts_per_token};
+      w.hash_table = sink_.hash_table(base + ".gate.tid2eid", shape);
+    } else {
       w.bias = vector(base + ".gate.bias", {config_.num_experts});
-    w.experts = ops_.make_experts(base + ".experts", config_.num_experts, hidden, inner);
-    for (std::int64_t e = 0; e < config_.num_experts; ++e) {
-      const std::string expert = fmt::format("{}.experts.{}", base, e);
-      const LoadedLinear w1 = load_linear(expert + ".w1", inner, hidden);
-      const LoadedLinear w3 = load_linear(expert + ".w3", inner, hidden);
-      const LoadedLinear w2 = load_linear(expert + ".w2", hidden, inner);
-      ops_.pack_expert(*w.experts, e, w1.matrix, w3.matrix, w2.matrix);
-      // Gate and up read the same rounded input, so one calibrated scale must serve both.
-      if (w1.matrix.input_scale != w3.matrix.input_scale) w.experts->has_input_scales = false;
     }
+    sink_.enter(WeightGroup::kExperts);
+    w.experts = sink_.experts(base + ".experts", config_.num_experts, hidden, inner);
+    sink_.enter(WeightGroup::kShared);
     w.shared_w1 = linear(base + ".shared_experts.w1", shared, hidden);
     w.shared_w3 = linear(base + ".shared_experts.w3", shared, hidden);
     w.shared_w2 = linear(base + ".shared_experts.w2", hidden, shared);
@@ -188,6 +350,7 @@ class Loader {
   MtpWeights mtp(const std::string& base) {
     const std::int64_t hidden = config_.hidden_size;
     MtpWeights w;
+    sink_.enter(WeightGroup::kOther);
     w.enorm = vector(base + ".enorm.weight", {hidden});
     w.hnorm = vector(base + ".hnorm.weight", {hidden});
     w.e_proj = linear(base + ".e_proj", hidden, hidden);
@@ -198,33 +361,46 @@ class Loader {
     return w;
   }
 
-  void refuse_unused() {
-    std::int64_t unused = 0;
-    const TensorInfo* first = nullptr;
-    for (const TensorInfo& tensor : checkpoint_.tensors()) {
-      if (is_mtp(tensor) || used_.contains(&tensor)) continue;
-      if (unused++ == 0) first = &tensor;
-    }
-    if (unused > 0)
-      fail("{} is not part of the architecture that config.json describes ({} such tensors)",
-           checkpoint_.where(*first), unused);
-  }
-
-  const Checkpoint& checkpoint_;
   const V4Config& config_;
-  Ops& ops_;
-  const LoadOptions& options_;
-  std::vector<Buffer>* memory_ = nullptr;
-  std::unordered_set<const TensorInfo*> used_;
-  std::int64_t done_ = 0;
-  std::int64_t total_ = 0;
+  TensorSink& sink_;
 };
 
 }  // namespace
 
+std::string_view name_of(WeightGroup group) {
+  constexpr std::string_view kNames[kWeightGroups] = {"experts", "attention", "shared experts",
+                                                      "embedding and head", "other"};
+  return kNames[static_cast<int>(group)];
+}
+
+std::int64_t WeightList::bytes() const {
+  return std::accumulate(linear_bytes, linear_bytes + kWeightGroups, 4 * vector_elements);
+}
+
+WeightList list_weights(const Checkpoint& checkpoint, const V4Config& config, bool mtp) {
+  WeightList list;
+  ListingSink sink(checkpoint, list);
+  list.model = Loader(config, sink).load(mtp);
+  const std::int64_t half[] = {config.rope_dim / 2};
+  list.model.inv_freq = list.model.compress_inv_freq = view(nullptr, DType::kF32, half);
+  sink.refuse_unused(mtp);
+  return list;
+}
+
 ModelWeights load_weights(const Checkpoint& checkpoint, const V4Config& config, Ops& ops,
-                          const LoadOptions& options) {
-  return Loader(checkpoint, config, ops, options).load();
+                          const WeightList& list, const LoadOptions& options) {
+  std::vector<Buffer> memory;
+  LoadingSink sink(checkpoint, config, ops, list, options, memory);
+  ModelWeights w = Loader(config, sink).load(options.mtp);
+  const std::int64_t half[] = {config.rope_dim / 2};
+  w.inv_freq = sink.upload(DType::kF32, half,
+                           rope_frequencies(config.rope_dim, config.rope_theta, nullptr).data());
+  w.compress_inv_freq = sink.upload(DType::kF32, half,
+                                    rope_frequencies(config.rope_dim, config.compress_rope_theta,
+                                                     config.has_yarn ? &config.yarn : nullptr)
+                                        .data());
+  w.memory = std::move(memory);
+  return w;
 }
 
 std::vector<float> rope_frequencies(std::int64_t rope_dim, double theta, const YarnConfig* yarn) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The weights of a DeepSeek-V4 model, bound to their checkpoint names and packed by a backend.
 //
-// Weights are streamed: one linear is in host memory at a time. Every tensor of the checkpoint must
-// be used exactly as the table in weights.cpp says; a missing, extra or mis-shaped one is an error
-// that names file, tensor, expected and found.
+// Weights are streamed through a ring of host memory. Every tensor of the checkpoint must be used
+// exactly as the table in weights.cpp says; a missing, extra or mis-shaped one is an error that
+// names file, tensor, expected and found, and comes before anything is read.
 #pragma once
 
 #include <functional>
@@ -81,14 +81,45 @@ struct ModelWeights {
   std::vector<Buffer> memory;
 };
 
+/// What weights are for, to say what takes the memory.
+enum class WeightGroup : std::uint8_t { kExperts, kAttention, kShared, kEmbedding, kOther };
+inline constexpr int kWeightGroups = 5;
+/// "experts", "attention", …
+std::string_view name_of(WeightGroup group);
+
+/// Every tensor that a model takes from a checkpoint, found and checked, and none of them read.
+struct WeightList {
+  std::vector<LinearSource> linears;  ///< in the order of loading
+  std::int64_t linear_bytes[kWeightGroups] = {};
+  std::int64_t vector_elements = 0;  ///< of tensors that are no linears: 4 bytes each when loaded
+  std::int64_t file_bytes = 0;       ///< of all tensors
+  ModelWeights model;                ///< shapes and handles without memory, for dry runs
+
+  /// In memory: linears stay as they are stored.
+  std::int64_t bytes() const;
+};
+
+/// Checks the names, shapes and formats of all tensors. `mtp`: those of mtp.* too; otherwise they
+/// are left alone.
+WeightList list_weights(const Checkpoint& checkpoint, const V4Config& config, bool mtp);
+
 struct LoadOptions {
-  bool mtp = false;  ///< load mtp.* too; otherwise those tensors are left alone
+  bool mtp = false;  ///< as for list_weights()
   /// Called after each tensor with the bytes read so far and in all.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };
 
+/// Linears are read ahead by several threads into a ring of host memory, as large as the largest of
+/// them or kLoadRingBytes. `list` must be list_weights() of the same arguments.
 ModelWeights load_weights(const Checkpoint& checkpoint, const V4Config& config, Ops& ops,
-                          const LoadOptions& options = {});
+                          const WeightList& list, const LoadOptions& options = {});
+inline ModelWeights load_weights(const Checkpoint& checkpoint, const V4Config& config, Ops& ops,
+                                 const LoadOptions& options = {}) {
+  return load_weights(checkpoint, config, ops, list_weights(checkpoint, config, options.mtp),
+                      options);
+}
+
+inline constexpr std::int64_t kLoadRingBytes = std::int64_t{256} << 20;
 
 /// Rotation frequencies θ^(−2i/rope_dim), i < rope_dim/2; with YaRN when `yarn` is given: low
 /// frequencies are divided by its factor, with a linear ramp between (1.4).

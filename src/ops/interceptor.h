@@ -62,6 +62,7 @@ class Interceptor : public Ops {
   std::string_view backend_name() const override { return inner_.backend_name(); }
   DType activation_dtype() const override { return inner_.activation_dtype(); }
   DType cache_dtype() const override { return inner_.cache_dtype(); }
+  MemoryInfo memory() override { return inner_.memory(); }
   Buffer allocate(std::int64_t bytes) override { return inner_.allocate(bytes); }
   void upload(const Tensor& device, const void* host) override { inner_.upload(device, host); }
   void download(void* host, const Tensor& device) override { inner_.download(host, device); }
@@ -72,6 +73,7 @@ class Interceptor : public Ops {
     inner_.start_download(host, device);
   }
   void wait() override { inner_.wait(); }
+  std::unique_ptr<Fence> fence() override { return inner_.fence(); }
   std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override {
     return inner_.pack_linear(w);
   }
@@ -85,6 +87,9 @@ class Interceptor : public Ops {
     inner_.pack_expert(experts, e, w1, w3, w2);
   }
   void reserve(const StepLimits& limits) override { inner_.reserve(limits); }
+  std::int64_t reserve_bytes(const StepLimits& limits) override {
+    return inner_.reserve_bytes(limits);
+  }
   bool can_record() const override { return inner_.can_record(); }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override {
     return inner_.record(body);

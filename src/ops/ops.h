@@ -64,6 +64,12 @@ struct StepLimits {
   std::int64_t vocab_size = 0;  ///< V; 0 where nothing is sampled
 };
 
+/// Of what allocate() takes from; zeros where nobody knows.
+struct MemoryInfo {
+  std::int64_t free = 0;
+  std::int64_t total = 0;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -75,6 +81,7 @@ class Ops {
   virtual DType cache_dtype() const { return activation_dtype(); }
 
   // ---- memory ----
+  virtual MemoryInfo memory() { return {}; }
   virtual Buffer allocate(std::int64_t bytes) = 0;
   virtual void upload(const Tensor& device, const void* host) = 0;
   virtual void download(void* host, const Tensor& device) = 0;
@@ -89,7 +96,19 @@ class Ops {
   /// Waits for everything issued so far.
   virtual void wait() {}
 
+  /// A place in the order of the device's work.
+  class Fence {
+   public:
+    virtual ~Fence() = default;
+    virtual bool reached() = 0;
+    virtual void wait() = 0;
+  };
+  /// The place behind everything issued so far; null where calls return when their work is done.
+  virtual std::unique_ptr<Fence> fence() { return nullptr; }
+
   // ---- load time ----
+  // A matrix that lies in memory from allocate_host() may still be read when these return: it must
+  // stay until a fence made afterwards is reached.
   virtual std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) = 0;
   /// Experts are packed one at a time, so that only one of them is in host memory.
   virtual std::unique_ptr<PackedExperts> make_experts(std::string name, std::int64_t count,
@@ -98,6 +117,11 @@ class Ops {
   virtual void pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
                            const QuantMatrix& w3, const QuantMatrix& w2) = 0;
   virtual void reserve(const StepLimits& limits) = 0;
+  /// What reserve() will take. Before it, and before anything is packed.
+  virtual std::int64_t reserve_bytes(const StepLimits& limits) {
+    (void)limits;
+    return 0;
+  }
 
   // ---- recorded steps ----
   /// Operations recorded once and replayed as one launch, on what their input arrays hold then.

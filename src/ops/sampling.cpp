@@ -292,7 +292,7 @@ SampledRow sample_row(const SampleRow& row, const SamplingParams& params, std::u
   return result;
 }
 
-SampleResult finish_sample(const SampledRow& row, std::span<RankedToken> top) {
+SampleResult finish_sample(const SampledRow& row, std::span<ScoredToken> top) {
   SampleResult result;
   result.status = row.status;
   result.token = row.token;

@@ -203,7 +203,7 @@ enum class SampleStatus : std::int32_t {
   kNoCandidate,  // every token is masked or suppressed
 };
 
-struct RankedToken {
+struct ScoredToken {
   std::int32_t id = -1;
   float logprob = 0.0f;
 };
@@ -215,7 +215,7 @@ struct SampleResult {
   std::int32_t token = -1;           // -1 unless the status is kOk
   float logprob = 0.0f;              // of `token`
   std::int32_t rank = 0;             // of `token`, 1 for the first in order
-  std::span<const RankedToken> top;  // [≤ logprobs] in order, in the workspace until its next use
+  std::span<const ScoredToken> top;  // [≤ logprobs] in order, in the workspace until its next use
 };
 
 inline constexpr float kMinLogprob = -9999.0f;
@@ -236,7 +236,7 @@ struct SampledRow {
 };
 
 /// Takes the logarithms. `top` is where the result's list is kept: at least top_count entries.
-[[nodiscard]] SampleResult finish_sample(const SampledRow& row, std::span<RankedToken> top);
+[[nodiscard]] SampleResult finish_sample(const SampledRow& row, std::span<ScoredToken> top);
 
 /// The scratch of one call, made once; calls that share one must not overlap.
 struct SamplerWorkspace {
@@ -245,7 +245,7 @@ struct SamplerWorkspace {
 
   std::vector<float> logits;        // [vocab_size] after steps 1 to 4
   std::vector<std::uint64_t> keys;  // [vocab_size] tokens as sortable keys
-  std::vector<RankedToken> top;     // [kMaxLogprobs]
+  std::vector<ScoredToken> top;     // [kMaxLogprobs]
 };
 
 /// Draws the token at row.position. `params` must have passed validate() for this vocabulary.

@@ -5,25 +5,13 @@
 #include <numeric>
 
 #include "core/step_guard.h"
-#include "ops/cost_ops.h"
 
 namespace quatrain {
 namespace {
 
-std::int64_t blocks_per_sequence(const EngineOptions& options) {
-  return (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
-}
-
 constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // rows of a pool stay far below 2^31
 
 }  // namespace
-
-std::vector<std::int64_t> decode_buckets(std::int64_t most) {
-  std::vector<std::int64_t> rows;
-  for (std::int64_t n = 1; n < most; n += n < 8 ? n : 8) rows.push_back(n);
-  rows.push_back(most);
-  return rows;
-}
 
 void EngineOptions::resolve(const V4Config& config) {
   if (max_model_len == 0) max_model_len = std::min(config.max_positions, kDefaultContext);
@@ -45,34 +33,24 @@ void EngineOptions::resolve(const V4Config& config) {
 }
 
 ModelRunner::ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
-                         const Progress& progress)
+                         const Progress& progress, const OnPlan& on_plan)
     : ops_(ops), config_(source.config), options_(std::move(options)) {
   options_.resolve(config_);
-  weights_ =
-      load_weights(source.checkpoint, config_, ops_,
-                   {.mtp = options_.mtp, .progress = [&](std::int64_t done, std::int64_t total) {
-                      weight_bytes_ = total;
-                      if (progress) progress(done, total);
-                    }});
+  const WeightList list = list_weights(source.checkpoint, config_, options_.mtp);
+  plan_ = plan_memory(ops_, config_, options_, list);
+  if (on_plan) on_plan(plan_);
+  plan_.check();
+  weights_ = load_weights(source.checkpoint, config_, ops_, list,
+                          {.mtp = options_.mtp, .progress = progress});
   model_ = std::make_unique<DeepseekV4>(config_, weights_, options_.numerics);
 
   const std::int64_t slots = options_.max_num_seqs;
-  const std::int64_t rows = options_.max_num_batched_tokens;
   cache_ = std::make_unique<KvCache>(ops_, config_, slots, options_.kv_blocks);
-  ops_.reserve({.rows = rows,
-                .context = options_.max_model_len,
-                .slots = slots,
-                .experts_per_token = config_.experts_per_token,
-                .num_experts = config_.num_experts,
-                .hidden_size = config_.hidden_size,
-                .intermediate_size = config_.moe_intermediate_size,
-                .window = config_.sliding_window,
-                .index_topk = config_.index_topk,
-                .vocab_size = config_.vocab_size});
+  ops_.reserve(step_limits(config_, options_));
 
   make_inputs();
   make_outputs();
-  scratch_ = ops_.allocate(measure_scratch());
+  scratch_ = ops_.allocate(plan_.arena);
   arena_ = std::make_unique<Arena>(scratch_.data(), scratch_.bytes());
   if (options_.record && ops_.can_record()) record_decode_steps();
 }
@@ -142,9 +120,8 @@ void ModelRunner::make_outputs() {
 // A decode step's shape depends on its padded row count alone, so a recording per count serves
 // every batch.
 void ModelRunner::record_decode_steps() {
-  const std::int64_t most =
-      std::min({options_.max_num_seqs, options_.max_num_batched_tokens, options_.max_logit_rows});
-  for (const std::int64_t rows : decode_buckets(most)) {
+  const std::int64_t before = ops_.memory().free;
+  for (const std::int64_t rows : decode_buckets(options_)) {
     lay_out(rows, rows);
     rows_ = wanted_rows_ = 0;
     pad_rows(rows);
@@ -156,18 +133,8 @@ void ModelRunner::record_decode_steps() {
     body();  // once eagerly: sets up what recording may not
     decode_steps_.push_back({rows, ops_.record(body)});
   }
-}
-
-// Runs the largest step on operations that compute nothing.
-std::int64_t ModelRunner::measure_scratch() {
-  CostOps dry(ops_, options_.max_model_len);
-  Arena measuring = Arena::measuring();
-  const Batch all = batch(options_.max_num_batched_tokens);
-  model_->forward(dry, measuring, all, *cache_, streams_, logit_rows_, logits_);
-  for (std::size_t m = 0; m < weights_.mtp.size(); ++m)
-    model_->forward_mtp(dry, measuring, all, *cache_, static_cast<std::int64_t>(m), streams_,
-                        logit_rows_, logits_);
-  return std::max<std::int64_t>(measuring.high_water(), Arena::kAlignment);
+  ops_.wait();
+  recorded_bytes_ = before - ops_.memory().free;
 }
 
 Batch ModelRunner::batch(std::int64_t rows) const {

@@ -13,6 +13,7 @@
 #include "core/arena.h"
 #include "model/model_source.h"
 #include "ops/guard_ops.h"
+#include "runtime/memory_plan.h"
 #include "runtime/options.h"
 #include "runtime/slot_sampler.h"
 
@@ -28,21 +29,23 @@ struct SequenceChunk {
   LogitRows logits = LogitRows::kLast;
 };
 
-/// Row counts that decode steps are recorded for: 1, 2, 4, 8, then every eighth, up to `most`.
-std::vector<std::int64_t> decode_buckets(std::int64_t most);
-
 class ModelRunner {
  public:
   using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
 
-  /// Loads the model in `folder` through `ops`, which must outlive the runner.
+  /// Told what the model will take, before weights are read and before a lack of memory is an
+  /// error.
+  using OnPlan = std::function<void(const MemoryPlan&)>;
+
+  /// Loads the model in `folder` through `ops`, which must outlive the runner. Throws before any
+  /// weight is read when memory is missing.
   ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOptions options,
-              const Progress& progress = {})
-      : ModelRunner(ops, open_model(folder), std::move(options), progress) {}
+              const Progress& progress = {}, const OnPlan& on_plan = {})
+      : ModelRunner(ops, open_model(folder), std::move(options), progress, on_plan) {}
 
   /// The same with an architecture and tensors from elsewhere.
   ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
-              const Progress& progress = {});
+              const Progress& progress = {}, const OnPlan& on_plan = {});
 
   /// Runs the chunks of distinct slots as one step. Returns F32 logits [n, vocab_size] of the rows
   /// asked for, in order; valid until the next step.
@@ -83,9 +86,13 @@ class ModelRunner {
   const V4Config& config() const { return config_; }
   const EngineOptions& options() const { return options_; }
   const KvCache& cache() const { return *cache_; }
-  std::int64_t weight_bytes() const { return weight_bytes_; }
+  const ModelWeights& weights() const { return weights_; }
+  const MemoryPlan& plan() const { return plan_; }
+  std::int64_t weight_bytes() const { return plan_.weight_bytes(); }
   std::int64_t scratch_bytes() const { return scratch_.bytes(); }
   std::size_t recorded_steps() const { return decode_steps_.size(); }
+  /// Of device memory, that recording took.
+  std::int64_t recorded_bytes() const { return recorded_bytes_; }
 
  private:
   void make_inputs();
@@ -102,7 +109,6 @@ class ModelRunner {
   void issue_sampling(Ops& ops, std::int64_t rows);
   std::span<const float> host_logits(std::int64_t rows) const;
   Batch batch(std::int64_t rows) const;
-  std::int64_t measure_scratch();
 
   Ops& ops_;
   Ops* step_ops_ = &ops_;  // what steps run on: ops_ or an observer of it
@@ -111,7 +117,8 @@ class ModelRunner {
   ModelWeights weights_;
   std::unique_ptr<DeepseekV4> model_;
   std::unique_ptr<KvCache> cache_;
-  std::int64_t weight_bytes_ = 0;
+  MemoryPlan plan_;
+  std::int64_t recorded_bytes_ = 0;
 
   std::vector<Buffer> memory_;
   Buffer scratch_;

@@ -26,4 +26,9 @@ struct EngineOptions {
   void resolve(const V4Config& config);
 };
 
+/// Blocks of the pools that a sequence of the greatest length takes.
+inline std::int64_t blocks_per_sequence(const EngineOptions& options) {
+  return (options.max_model_len + kBlockTokens - 1) / kBlockTokens;
+}
+
 }  // namespace quatrain

@@ -39,7 +39,7 @@ class SlotSampler {
   Tensor results_;  // U8 [slots, sizeof(SampledRow)]
   Buffer host_results_;
   std::vector<std::uint32_t> host_counts_;  // [V]
-  std::vector<RankedToken> top_;            // [slots, kMaxLogprobs]
+  std::vector<ScoredToken> top_;            // [slots, kMaxLogprobs]
   std::vector<SampleResult> finished_;      // [slots]
 };
 

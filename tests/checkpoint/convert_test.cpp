@@ -85,11 +85,14 @@ TEST(Convert, ExpertsToNvfp4) {
                            "layers.1.attn_norm.weight"})
     EXPECT_EQ(raw(result, name), raw(source, name)) << name;
   // w1 is ten times larger than w3, yet they share the global scale.
-  const LinearSource w1 = result.linear("layers.1.ffn.experts.0.w1", kI, kD);
-  const LinearSource w3 = result.linear("layers.1.ffn.experts.0.w3", kI, kD);
-  EXPECT_EQ(w1.format, WeightFormat::kNvfp4);
-  EXPECT_EQ(w1.global_scale, w3.global_scale);
-  EXPECT_NE(w1.global_scale, result.linear("layers.1.ffn.experts.0.w2", kD, kI).global_scale);
+  const auto global_scale = [&](const char* name, std::int64_t rows, std::int64_t cols) {
+    const LinearSource linear = result.linear(name, rows, cols);
+    EXPECT_EQ(linear.format, WeightFormat::kNvfp4);
+    return result.load(linear).matrix.global_scale;
+  };
+  const float w1 = global_scale("layers.1.ffn.experts.0.w1", kI, kD);
+  EXPECT_EQ(w1, global_scale("layers.1.ffn.experts.0.w3", kI, kD));
+  EXPECT_NE(w1, global_scale("layers.1.ffn.experts.0.w2", kD, kI));
 }
 
 TEST(Convert, LinearsToFp8AndNvfp4) {

@@ -170,7 +170,7 @@ TEST(LinearFormat, EveryLayoutDecodesToItsValues) {
     const LinearSource source = checkpoint.linear(kBase, kRows, kCols);
     EXPECT_EQ(source.format, c.format);
     EXPECT_EQ(source.tensors.size(), c.tensors.size());
-    EXPECT_EQ(source.input_scale, 0.0f);
+    EXPECT_EQ(source.input_scale, nullptr);
     const LoadedLinear loaded = checkpoint.load(source);
     EXPECT_EQ(loaded.matrix.name, kBase);
     EXPECT_EQ(decode_all(loaded.matrix), c.expected);
@@ -200,14 +200,16 @@ TEST(LinearFormat, InputScales) {
   std::vector<TestTensor> tensors = layouts.modelopt();
   tensors.push_back(scalar_of(kBase + ".input_scale", 0.25f));
   write_model(folder.path(), tensors);
-  EXPECT_EQ(Checkpoint::open(folder.path()).linear(kBase, kRows, kCols).input_scale, 0.25f);
+  const Checkpoint modelopt = Checkpoint::open(folder.path());
+  EXPECT_EQ(modelopt.load(modelopt.linear(kBase, kRows, kCols)).matrix.input_scale, 0.25f);
 
   const ScratchFolder other;
   tensors = layouts.packed({1});
   tensors.push_back(tensor_of<float>(kBase + ".input_global_scale", DType::kF32, {1}, {4.0f}));
   write_model(other.path(), tensors);
-  const LinearSource source = Checkpoint::open(other.path()).linear(kBase, kRows, kCols);
-  EXPECT_EQ(source.input_scale, 0.25f);
+  const Checkpoint packed = Checkpoint::open(other.path());
+  const LinearSource source = packed.linear(kBase, kRows, kCols);
+  EXPECT_EQ(packed.load(source).matrix.input_scale, 0.25f);
   EXPECT_EQ(source.tensors.size(), 4u);
 }
 

@@ -74,6 +74,7 @@ class CpuOps final : public Ops {
 
   std::string_view backend_name() const override { return "cpu"; }
   DType activation_dtype() const override { return DType::kF32; }
+  MemoryInfo memory() override;
   Buffer allocate(std::int64_t bytes) override;
   void upload(const Tensor& device, const void* host) override;
   void download(void* host, const Tensor& device) override;
@@ -87,6 +88,7 @@ class CpuOps final : public Ops {
   void pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
                    const QuantMatrix& w3, const QuantMatrix& w2) override;
   void reserve(const StepLimits& limits) override;
+  std::int64_t reserve_bytes(const StepLimits& limits) override;
 
 #define QT_OVERRIDE(Args, method) void method(const op::Args& args) override;
   QT_FOR_EACH_PLAIN_OP(QT_OVERRIDE)

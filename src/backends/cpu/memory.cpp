@@ -3,10 +3,41 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "backends/cpu/cpu_ops.h"
 
 namespace quatrain {
+namespace {
+
+// A number from a file of the kernel's: the one after `key`, or the first for an empty key.
+std::int64_t kernel_number(const char* path, const std::string& key) {
+  std::ifstream file(path);
+  std::string word;
+  std::int64_t value = -1;
+  if (!key.empty())
+    while (file >> word && word != key) continue;
+  return file >> value ? value : -1;
+}
+
+}  // namespace
+
+// What the machine could give without swapping, or the process's control group if that is less.
+MemoryInfo CpuOps::memory() {
+  MemoryInfo info{.free = kernel_number("/proc/meminfo", "MemAvailable:") * 1024,
+                  .total = kernel_number("/proc/meminfo", "MemTotal:") * 1024};
+  if (info.free < 0 || info.total < 0) return {};
+  const std::int64_t limit = kernel_number("/sys/fs/cgroup/memory.max", "");
+  const std::int64_t used = kernel_number("/sys/fs/cgroup/memory.current", "");
+  if (limit < 0 || used < 0) return info;
+  // Cached files count as used there, but give way.
+  const std::int64_t files =
+      std::max<std::int64_t>(kernel_number("/sys/fs/cgroup/memory.stat", "inactive_file"), 0);
+  info.total = std::min(info.total, limit);
+  info.free = std::min(info.free, limit - used + files);
+  return info;
+}
 
 Buffer CpuOps::allocate(std::int64_t bytes) {
   constexpr std::int64_t kAlignment = 256;
@@ -160,6 +191,14 @@ void CpuOps::reserve(const StepLimits& limits) {
   room(expert_outputs_, slots * limits.hidden_size);
   int8_inputs_.reserve(limits.rows, limits.hidden_size);
   int8_hidden_.reserve(slots, limits.intermediate_size);
+}
+
+std::int64_t CpuOps::reserve_bytes(const StepLimits& limits) {
+  const std::int64_t scores = limits.window + limits.context / 4 + limits.index_topk + 1;
+  const std::int64_t widest = 2 * std::max(limits.hidden_size, limits.intermediate_size) * 4;
+  const std::int64_t slots = limits.rows * limits.experts_per_token;
+  return pool_.threads() * (scores * 16 + 2 * widest + limits.vocab_size * 12) +
+         slots * (2 * limits.hidden_size + limits.intermediate_size + 1) * 4;
 }
 
 }  // namespace quatrain

@@ -46,6 +46,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return DType::kF32; }
   DType cache_dtype() const override { return cache_dtype_; }
 
+  MemoryInfo memory() override;
   Buffer allocate(std::int64_t bytes) override;
   void upload(const Tensor& device, const void* host) override;
   void download(void* host, const Tensor& device) override;
@@ -54,6 +55,7 @@ class CudaOps final : public Ops {
   Buffer allocate_host(std::int64_t bytes) override;
   void start_download(void* host, const Tensor& device) override;
   void wait() override { synchronize(); }
+  std::unique_ptr<Fence> fence() override;
 
   std::unique_ptr<PackedLinear> pack_linear(const QuantMatrix& w) override;
   std::unique_ptr<PackedExperts> make_experts(std::string name, std::int64_t count,
@@ -62,6 +64,7 @@ class CudaOps final : public Ops {
   void pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
                    const QuantMatrix& w3, const QuantMatrix& w2) override;
   void reserve(const StepLimits& limits) override;
+  std::int64_t reserve_bytes(const StepLimits& limits) override;
   bool can_record() const override { return true; }
   std::unique_ptr<Recording> record(const std::function<void()>& body) override;
   std::unique_ptr<OpClock> make_clock(std::int64_t points) override;
@@ -76,6 +79,7 @@ class CudaOps final : public Ops {
   void synchronize();
 
  private:
+  /// Copies weights: does not wait where `host` is pinned (see Ops::fence).
   void upload_bytes(void* device, const void* host, std::int64_t bytes);
   /// A device copy of host bytes that a packing kernel reads: valid for work issued before the next
   /// call. Load time only; reserve() frees the memory behind it.
@@ -90,7 +94,8 @@ class CudaOps final : public Ops {
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   StepLimits limits_;
-  Buffer staging_;  // pinned
+  std::int64_t* measured_ = nullptr;  // set: allocate() adds up what is asked for, and gives little
+  Buffer staging_;                    // pinned
   std::int64_t staging_used_ = 0;
   Buffer load_staging_;
   std::int64_t load_staging_used_ = 0;

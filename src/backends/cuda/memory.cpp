@@ -19,6 +19,28 @@ constexpr std::int64_t kLargestStaged = std::int64_t{1} << 20;
 // Device memory that weights pass through on their way to a packed layout.
 constexpr std::int64_t kLoadStagingBytes = std::int64_t{64} << 20;
 
+class EventFence final : public Ops::Fence {
+ public:
+  explicit EventFence(cudaStream_t stream) {
+    QT_CUDA(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    QT_CUDA(cudaEventRecord(event_, stream));
+  }
+  ~EventFence() override { cudaEventDestroy(event_); }
+  EventFence(const EventFence&) = delete;
+  EventFence& operator=(const EventFence&) = delete;
+
+  bool reached() override {
+    const cudaError_t status = cudaEventQuery(event_);
+    if (status == cudaErrorNotReady) return false;
+    cuda::check(status, "cudaEventQuery");
+    return true;
+  }
+  void wait() override { QT_CUDA(cudaEventSynchronize(event_)); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 }  // namespace
 
 CudaOps::CudaOps(int ordinal, DType cache_dtype) : ordinal_(ordinal), cache_dtype_(cache_dtype) {
@@ -48,7 +70,17 @@ void CudaOps::synchronize() {
   staging_used_ = 0;  // every copy out of it is over
 }
 
+MemoryInfo CudaOps::memory() {
+  std::size_t free_bytes = 0, total_bytes = 0;
+  QT_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return {static_cast<std::int64_t>(free_bytes), static_cast<std::int64_t>(total_bytes)};
+}
+
 Buffer CudaOps::allocate(std::int64_t bytes) {
+  if (measured_ != nullptr) {
+    *measured_ += bytes;
+    bytes = 0;
+  }
   QT_CHECK(step_operation == nullptr, "{} bytes of device memory asked for inside a step", bytes);
   void* data = nullptr;
   const auto size = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 256));
@@ -96,6 +128,8 @@ void CudaOps::start_download(void* host, const Tensor& device) {
                           cudaMemcpyDeviceToHost, stream_));
 }
 
+std::unique_ptr<Ops::Fence> CudaOps::fence() { return std::make_unique<EventFence>(stream_); }
+
 void CudaOps::zero(const Tensor& device) {
   QT_CHECK(device.contiguous(), "zeroing the strided view {}", device.describe());
   QT_CUDA(cudaMemsetAsync(device.data(), 0, static_cast<std::size_t>(device.bytes()), stream_));
@@ -109,7 +143,15 @@ void CudaOps::copy(const Tensor& to, const Tensor& from) {
 }
 
 void CudaOps::upload_bytes(void* device, const void* host, std::int64_t bytes) {
-  if (bytes > 0) upload(Tensor(device, DType::kU8, {bytes}), host);
+  if (bytes == 0) return;
+  cudaPointerAttributes attributes{};
+  QT_CUDA(cudaPointerGetAttributes(&attributes, host));
+  if (attributes.type != cudaMemoryTypeHost) {
+    upload(Tensor(device, DType::kU8, {bytes}), host);
+    return;
+  }
+  QT_CUDA(cudaMemcpyAsync(device, host, static_cast<std::size_t>(bytes), cudaMemcpyHostToDevice,
+                          stream_));
 }
 
 const void* CudaOps::stage(const void* host, std::int64_t bytes) {
@@ -125,6 +167,19 @@ const void* CudaOps::stage(const void* host, std::int64_t bytes) {
   load_staging_used_ += size;
   upload_bytes(device, host, bytes);
   return device;
+}
+
+std::int64_t CudaOps::reserve_bytes(const StepLimits& limits) {
+  std::int64_t bytes = 0;
+  measured_ = &bytes;
+  try {
+    reserve(limits);
+  } catch (...) {
+    measured_ = nullptr;
+    throw;
+  }
+  measured_ = nullptr;
+  return bytes;
 }
 
 void CudaOps::reserve(const StepLimits& limits) {
