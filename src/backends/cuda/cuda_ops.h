@@ -11,6 +11,7 @@
 
 #include <vector>
 
+#include "backends/cuda/launch/experts.h"
 #include "backends/cuda/launch/linear.h"
 #include "ops/ops.h"
 
@@ -23,15 +24,21 @@ class CudaLinear final : public PackedLinear {
   cuda::Matrix matrix;
 };
 
-/// All experts of a layer: every projection has one layout, so an expert is an offset.
+/// All experts of a layer: every projection has one layout, so an expert is an offset. NVFP4 is in
+/// the packed layout of launch/experts_layout.h, other formats in the checkpoint's.
 class CudaExperts final : public PackedExperts {
  public:
   struct Projection {
-    Buffer values, scales, global_scales, input_scales;  // scales: FP32 [E] each
-    cuda::Matrix matrix;                                 // of expert 0
+    Buffer values, scales;               // of the checkpoint's layout
+    Buffer global_scales, input_scales;  // FP32 [E] each
+    cuda::Matrix matrix;                 // of expert 0
     bool is_set = false;
   };
   Projection w1, w3, w2;
+  Buffer first, second;  // packed: w1 and w3 together, and w2
+
+  bool packed() const { return first.data() != nullptr; }
+  cuda::PackedExpertsView view() const;
 };
 
 class CudaOps final : public Ops {
@@ -88,6 +95,14 @@ class CudaOps final : public Ops {
   void reserve_experts();
   void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
                        const QuantMatrix& w);
+  void pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix& w,
+                  cuda::PackedRows rows);
+  void plain_experts(const op::Experts& args, const CudaExperts& all);
+  void packed_experts(const op::Experts& args, const CudaExperts& all);
+  void decode_experts(const op::Experts& args, const CudaExperts& all);
+  void prefill_experts(const op::Experts& args, const CudaExperts& all);
+  void round_expert_rows(const op::Experts& args, const CudaExperts::Projection& projection,
+                         const float* x, int rows, int cols, float* out);
 
   int ordinal_;
   DType cache_dtype_;
@@ -110,9 +125,15 @@ class CudaOps final : public Ops {
     Buffer sorted;      // I32 [T * k] slots by expert
     Buffer row_map;     // I32 [T * k] token of each slot
     Buffer row_scales;  // F32 [T * k] static global scale of each slot
-    Buffer inputs;      // F32 [T * k, D], quantised inputs
     Buffer hidden;      // F32 [T * k, I]
-    Buffer outputs;     // F32 [T * k, D]
+    Buffer outputs;     // F32 [T * k, D]; before that, quantised inputs
+    // Of packed experts, columns padded to whole chunks:
+    Buffer inputs16;      // BF16 [T, 2 parts, D], or [T * k, 1 part, D]
+    Buffer hidden16;      // BF16 [T * k, 2 parts, I]
+    Buffer sync;          // barrier and flags of the decode kernel
+    Buffer partial_sums;  // of tiles that blocks share
+    Buffer tiles;         // PassTile of the prefill kernel
+    Buffer tile_count;    // I32
   } experts_;
 };
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// experts: packing of the routed experts of a layer, and from tensors to launches.
+// experts: packing of the routed experts of a layer, and from tensors to launches. NVFP4 experts
+// continue in cuda_ops_nvfp4_experts.cpp.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/matmul.h"
 #include "backends/cuda/launch/quantise.h"
@@ -31,14 +32,17 @@ std::unique_ptr<PackedExperts> CudaOps::make_experts(std::string name, std::int6
 
 void CudaOps::pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
                               const QuantMatrix& w) {
+  const bool packed = w.format == WeightFormat::kNvfp4;
   const std::int64_t value_bytes = w.rows * w.row_bytes();
   const std::int64_t scale_bytes = w.scale_count() * bytes_of(w.scale_dtype);
   if (!p.is_set) {
     p.is_set = true;
-    p.values = allocate(experts.count * value_bytes);
-    p.scales = allocate(experts.count * scale_bytes);
     p.global_scales = allocate(experts.count * 4);
     p.input_scales = allocate(experts.count * 4);
+    if (!packed) {
+      p.values = allocate(experts.count * value_bytes);
+      p.scales = allocate(experts.count * scale_bytes);
+    }
     p.matrix = {.format = w.format,
                 .dtype = w.dtype,
                 .scale_dtype = w.scale_dtype,
@@ -51,8 +55,10 @@ void CudaOps::pack_projection(CudaExperts& experts, CudaExperts::Projection& p, 
       p.matrix.scale_dtype != w.scale_dtype)
     fail("{}: the experts of a layer must share one format; expert 0 is {}, this one {}", w.name,
          name_of(p.matrix.format), name_of(w.format));
-  upload_bytes(static_cast<char*>(p.values.data()) + e * value_bytes, w.values, value_bytes);
-  upload_bytes(static_cast<char*>(p.scales.data()) + e * scale_bytes, w.scales, scale_bytes);
+  if (!packed) {
+    upload_bytes(static_cast<char*>(p.values.data()) + e * value_bytes, w.values, value_bytes);
+    upload_bytes(static_cast<char*>(p.scales.data()) + e * scale_bytes, w.scales, scale_bytes);
+  }
   upload_bytes(static_cast<float*>(p.global_scales.data()) + e, &w.global_scale, 4);
   upload_bytes(static_cast<float*>(p.input_scales.data()) + e, &w.input_scale, 4);
   experts.bytes += w.bytes();
@@ -65,29 +71,34 @@ void CudaOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMat
   pack_projection(all, all.w1, e, w1);
   pack_projection(all, all.w3, e, w3);
   pack_projection(all, all.w2, e, w2);
-}
-
-void CudaOps::reserve_experts() {
-  const std::int64_t slots = limits_.rows * limits_.experts_per_token;
-  experts_.offsets = allocate((limits_.num_experts + 1) * 4);
-  experts_.sorted = allocate(slots * 4);
-  experts_.row_map = allocate(slots * 4);
-  experts_.row_scales = allocate(slots * 4);
-  experts_.inputs = allocate(slots * limits_.hidden_size * 4);
-  experts_.hidden = allocate(slots * limits_.intermediate_size * 4);
-  experts_.outputs = allocate(slots * limits_.hidden_size * 4);
+  const auto is_nvfp4 = [](const QuantMatrix& w) { return w.format == WeightFormat::kNvfp4; };
+  if (!is_nvfp4(w1) && !is_nvfp4(w3) && !is_nvfp4(w2)) return;
+  for (const QuantMatrix* w : {&w3, &w2})
+    if (w->format != w1.format)
+      fail("{}: the projections of an expert must share one format; w1 is {}, this one {}", w->name,
+           name_of(w1.format), name_of(w->format));
+  pack_nvfp4(all, e, w1, cuda::PackedRows::kGate);
+  pack_nvfp4(all, e, w3, cuda::PackedRows::kUp);
+  pack_nvfp4(all, e, w2, cuda::PackedRows::kPlain);
 }
 
 void CudaOps::experts(const op::Experts& args) {
   if (args.activations == ExpertActivations::kInt8)
     fail("{}: int8 expert activations are for the CPU backend; use bf16", args.w->name);
+  if (args.x.dim(0) == 0) return;
   const auto& all = static_cast<const CudaExperts&>(*args.w);
+  if (all.packed())
+    packed_experts(args, all);
+  else
+    plain_experts(args, all);
+}
+
+void CudaOps::plain_experts(const op::Experts& args, const CudaExperts& all) {
   const auto tokens = static_cast<int>(args.x.dim(0));
   const auto k = static_cast<int>(args.ids.dim(1));
   const auto hidden = static_cast<int>(all.hidden);
   const auto inner = static_cast<int>(all.intermediate);
   const int slots = tokens * k;
-  if (tokens == 0) return;
   const bool per_row = args.activations == ExpertActivations::kNvfp4;
   const bool weight_first = args.activations == ExpertActivations::kStatic;
   const bool split = args.activations == ExpertActivations::kFull;
@@ -112,7 +123,7 @@ void CudaOps::experts(const op::Experts& args) {
                               .rows_per_token = per_row ? 1 : k,
                               .rows = per_row ? tokens : slots,
                               .cols = hidden,
-                              .out = as<float>(experts_.inputs),
+                              .out = as<float>(experts_.outputs),
                               .units = true};
     scales = as<float>(experts_.row_scales);
     if (weight_first) {

@@ -1,17 +1,136 @@
 // SPDX-License-Identifier: Apache-2.0
-// Copies of 16 bytes from global to shared memory that take no registers.
+// Hopper's asynchronous copies: barriers in shared memory that count bytes, bulk copies that report
+// to them, and 16-byte copies in groups. One instruction, one function.
 #pragma once
 
 #include <cstdint>
 
 namespace quatrain::cuda {
 
-__device__ inline void copy16_async(void* shared, const void* global) {
-  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+__device__ inline std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
+using Barrier = std::uint64_t;
+
+__device__ inline void barrier_init(Barrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+/// Makes initialised barriers known to the copy engine.
+__device__ inline void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void barrier_arrive(Barrier* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+/// Arrives and announces `bytes` that copies will bring.
+__device__ inline void barrier_expect(Barrier* barrier, std::uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+__device__ inline void barrier_wait(Barrier* barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+/// Whether the phase of the given parity is complete; does not wait.
+__device__ inline bool barrier_test(Barrier* barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+/// An L2 policy for what is read once.
+__device__ inline std::uint64_t evict_first_policy() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+/// Copies `bytes`, a multiple of 16, from global to shared memory and reports them to `barrier`.
+__device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes,
+                                 Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+__device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes, Barrier* barrier,
+                                 std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
+/// Copies 16 bytes past the first-level cache.
+__device__ inline void copy16(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void copy16_async(void* to, const void* from) {
+  copy16(shared_address(to), from);
+}
 /// Waits for this thread's copies; a barrier makes the others' visible.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Waits until at most `kGroups` of this thread's groups are under way.
+template <int kGroups>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+/// Orders ordinary accesses before those of the copy engine and the tensor cores.
+__device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
+/// A barrier of `threads` threads of the block; `id` 1 to 15.
+__device__ inline void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/// Arrives without waiting for the others.
+__device__ inline void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// Waits for the kernels this one was allowed to start before the end of.
+__device__ inline void wait_for_prior_kernels() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ inline void allow_next_kernel() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/// A ring of `size` buffers: which one is next, and the parity of its barriers.
+struct RingPosition {
+  int at = 0;
+  std::uint32_t parity = 0;
+  __device__ void next(int size) {
+    if (++at == size) {
+      at = 0;
+      parity ^= 1u;
+    }
+  }
+};
 
 }  // namespace quatrain::cuda

@@ -21,6 +21,16 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
+/// Inclusive sum over the lanes of a warp.
+__device__ inline int warp_scan(int value) {
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, value, offset);
+    if (lane_id() >= offset) value += other;
+  }
+  return value;
+}
+
 /// Over groups of `kGroup` consecutive lanes; NaN is ignored.
 template <int kGroup = kWarp>
 __device__ inline float warp_max(float value) {

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/async_copy.cuh"
+
 namespace quatrain::cuda {
 
 inline constexpr int kPanelColumns = 64;
@@ -16,10 +18,6 @@ inline constexpr int kPanelRowBytes = 128;
 /// Byte of 16-byte chunk `chunk` of row `row` within a panel.
 __device__ inline int panel_offset(int row, int chunk) {
   return row * kPanelRowBytes + ((chunk ^ (row & 7)) << 4);
-}
-
-__device__ inline std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
 /// Describes an operand at a shared address: `leading` bytes between panels when the product runs

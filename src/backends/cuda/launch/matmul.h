@@ -90,7 +90,7 @@ struct CombineArgs {
   const int* batch_slots = nullptr;
   int tokens = 0;
   int k = 0;
-  int hidden = 0;
+  int hidden = 0;        // multiple of 4
   float* out = nullptr;  // [T, D], added to
 };
 

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+// Routed experts in NVFP4: the packed layout's memory, and from tensors to launches.
+#include <algorithm>
+
+#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/matmul.h"
+#include "backends/cuda/launch/quantise.h"
+#include "backends/cuda/tensor_args.h"
+
+namespace quatrain {
+namespace {
+
+template <class T>
+T* as(const Buffer& buffer) {
+  return static_cast<T*>(buffer.data());
+}
+
+cuda::ChipLimits limits_of(const cudaDeviceProp& properties) {
+  return {.multiprocessors = properties.multiProcessorCount,
+          .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin)};
+}
+
+bool rounds_inputs(ExpertActivations mode) {
+  return mode == ExpertActivations::kNvfp4 || mode == ExpertActivations::kStatic;
+}
+
+int parts_of(ExpertActivations mode) { return mode == ExpertActivations::kFull ? 2 : 1; }
+
+cuda::RoutedTokens routed_tokens(const op::Experts& args) {
+  return {.ids = i32(args.ids),
+          .batch_slots = i32(args.batch.slots),
+          .weights = f32(args.weights),
+          .tokens = extent(args.x, 0),
+          .k = extent(args.ids, 1),
+          .parts = parts_of(args.activations),
+          .weight_first = args.activations == ExpertActivations::kStatic,
+          .limit = args.limit};
+}
+
+}  // namespace
+
+cuda::PackedExpertsView CudaExperts::view() const {
+  return {.experts = as_int(count),
+          .hidden = as_int(hidden),
+          .inner = as_int(intermediate),
+          .first = as<std::uint8_t>(first),
+          .second = as<std::uint8_t>(second),
+          .gate_scales = as<float>(w1.global_scales),
+          .up_scales = as<float>(w3.global_scales),
+          .down_scales = as<float>(w2.global_scales)};
+}
+
+void CudaOps::pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix& w,
+                         cuda::PackedRows rows) {
+  const bool is_down = rows == cuda::PackedRows::kPlain;
+  const int hidden = as_int(experts.hidden), inner = as_int(experts.intermediate);
+  const int expected_rows = is_down ? hidden : inner, expected_cols = is_down ? inner : hidden;
+  if (w.rows != expected_rows || w.cols != expected_cols)
+    fail("{}: expected {} x {}, found {} x {}", w.name, expected_rows, expected_cols, w.rows,
+         w.cols);
+  const cuda::PackedShape shape =
+      is_down ? cuda::second_projection(hidden, inner) : cuda::first_projection(hidden, inner);
+  Buffer& buffer = is_down ? experts.second : experts.first;
+  if (buffer.data() == nullptr) {
+    buffer = allocate(experts.count * shape.bytes());
+    QT_CUDA(cudaMemsetAsync(buffer.data(), 0, static_cast<std::size_t>(buffer.bytes()), stream_));
+  }
+  cuda::PackArgs args{.rows = expected_rows,
+                      .cols = expected_cols,
+                      .kind = rows,
+                      .shape = shape,
+                      .out = as<std::uint8_t>(buffer) + e * shape.bytes()};
+  args.scales = static_cast<const std::uint8_t*>(stage(w.scales, w.scale_count()));
+  cuda::pack_scales(args, stream_);
+  args.codes = static_cast<const std::uint8_t*>(stage(w.values, w.rows * w.row_bytes()));
+  cuda::pack_codes(args, stream_);
+}
+
+void CudaOps::reserve_experts() {
+  const std::int64_t slots = limits_.rows * limits_.experts_per_token;
+  experts_ = {};
+  experts_.offsets = allocate((limits_.num_experts + 1) * 4);
+  experts_.sorted = allocate(slots * 4);
+  experts_.row_map = allocate(slots * 4);
+  experts_.row_scales = allocate(slots * 4);
+  experts_.hidden = allocate(slots * limits_.intermediate_size * 4);
+  experts_.outputs = allocate(slots * limits_.hidden_size * 4);
+
+  const auto padded = [](std::int64_t n) { return cuda::padded_to(as_int(n), cuda::kChunkCols); };
+  experts_.inputs16 = allocate(std::max(2 * limits_.rows, slots) * padded(limits_.hidden_size) * 2);
+  experts_.hidden16 = allocate(slots * 2 * padded(limits_.intermediate_size) * 2);
+  const cuda::ChipLimits chip = limits_of(properties_);
+  experts_.sync = allocate(std::int64_t{cuda::decode_sync_words(chip.multiprocessors)} * 4);
+  QT_CUDA(cudaMemsetAsync(experts_.sync.data(), 0, static_cast<std::size_t>(experts_.sync.bytes()),
+                          stream_));
+  std::int64_t partial_bytes = 0;
+  for (const int parts : {1, 2}) {
+    const cuda::ExpertsProblem largest{
+        .tokens = as_int(std::min<std::int64_t>(
+            limits_.rows, cuda::decode_max_tokens(as_int(limits_.experts_per_token)))),
+        .k = as_int(limits_.experts_per_token),
+        .experts = as_int(limits_.num_experts),
+        .hidden = as_int(limits_.hidden_size),
+        .inner = as_int(limits_.intermediate_size),
+        .parts = parts};
+    partial_bytes = std::max(partial_bytes, cuda::decode_config(largest, chip).partial_bytes);
+  }
+  experts_.partial_sums = allocate(partial_bytes);
+  experts_.tiles = allocate(cuda::most_pass_tiles(as_int(slots), as_int(limits_.num_experts)) *
+                            static_cast<std::int64_t>(sizeof(cuda::PassTile)));
+  experts_.tile_count = allocate(4);
+}
+
+// Rows left in units of their global scale, which is exact in BF16; products multiply it back in.
+// Row r belongs to slot r, or to token r where there is a row per token.
+void CudaOps::round_expert_rows(const op::Experts& args, const CudaExperts::Projection& projection,
+                                const float* x, int rows, int cols, float* out) {
+  const int tokens = extent(args.x, 0), k = extent(args.ids, 1);
+  cuda::RoundRowsArgs round{.x = x,
+                            .batch_slots = i32(args.batch.slots),
+                            .rows_per_token = rows / tokens,
+                            .rows = rows,
+                            .cols = cols,
+                            .out = out,
+                            .units = true};
+  auto* scales = as<float>(experts_.row_scales);
+  if (args.activations == ExpertActivations::kStatic) {
+    const cuda::SortArgs slots{
+        .ids = i32(args.ids), .batch_slots = round.batch_slots, .tokens = tokens, .k = k};
+    cuda::map_slots(slots, as<float>(projection.input_scales), as<int>(experts_.row_map), scales,
+                    stream_);
+    if (x != out) round.row_map = as<int>(experts_.row_map);
+    round.global_scales = scales;
+  } else {
+    round.row_scales = scales;
+  }
+  cuda::nvfp4_round_rows(round, stream_);
+}
+
+void CudaOps::packed_experts(const op::Experts& args, const CudaExperts& all) {
+  if (extent(args.x, 0) <= cuda::decode_max_tokens(extent(args.ids, 1)))
+    decode_experts(args, all);
+  else
+    prefill_experts(args, all);
+}
+
+void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
+  const int tokens = extent(args.x, 0), k = extent(args.ids, 1);
+  const cuda::DecodeConfig config = cuda::decode_config({.tokens = tokens,
+                                                         .k = k,
+                                                         .experts = as_int(all.count),
+                                                         .hidden = as_int(all.hidden),
+                                                         .inner = as_int(all.intermediate),
+                                                         .parts = parts_of(args.activations)},
+                                                        limits_of(properties_));
+  QT_CHECK(config.partial_bytes <= experts_.partial_sums.bytes(),
+           "experts: {} bytes of partial sums are reserved, {} are needed",
+           experts_.partial_sums.bytes(), config.partial_bytes);
+  cuda::DecodeArgs launch{
+      .w = all.view(),
+      .routed = routed_tokens(args),
+      .source = f32(args.x),
+      .source_rows = tokens,
+      .inputs = {.values = as<std::uint16_t>(experts_.inputs16), .slots_per_row = k},
+      .middle = {.values = as<std::uint16_t>(experts_.hidden16)},
+      .hidden = as<float>(experts_.hidden),
+      .outputs = as<float>(experts_.outputs),
+      .out = f32(args.out),
+      .scratch = {.sync = as<std::uint32_t>(experts_.sync),
+                  .partial_sums = as<float>(experts_.partial_sums)}};
+  if (!rounds_inputs(args.activations)) {
+    cuda::experts_decode(launch, config, stream_);
+    return;
+  }
+  // What lies between the projections needs whole rows: a launch each.
+  const auto hidden = static_cast<int>(all.hidden), inner = static_cast<int>(all.intermediate);
+  const int slots = tokens * k;
+  if (launch.routed.weight_first) launch.source_rows = slots, launch.inputs.slots_per_row = 1;
+  round_expert_rows(args, all.w1, launch.source, launch.source_rows, hidden, launch.outputs);
+  launch.source = launch.outputs;
+  launch.second = false;
+  launch.inputs.row_scales = launch.middle.row_scales = as<float>(experts_.row_scales);
+  cuda::experts_decode(launch, config, stream_);
+  round_expert_rows(args, all.w2, launch.hidden, slots, inner, launch.hidden);
+  launch.source = launch.hidden;
+  launch.source_rows = slots;
+  launch.first = false;
+  launch.second = true;
+  cuda::experts_decode(launch, config, stream_);
+}
+
+void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
+  const bool rounds = rounds_inputs(args.activations);
+  cuda::PrefillArgs launch{.w = all.view(),
+                           .routed = routed_tokens(args),
+                           .inputs = {.values = as<std::uint16_t>(experts_.inputs16)},
+                           .sorted = as<int>(experts_.sorted),
+                           .tiles = as<cuda::PassTile>(experts_.tiles),
+                           .tile_count = as<int>(experts_.tile_count),
+                           .outputs = as<float>(experts_.outputs),
+                           .blocks = properties_.multiProcessorCount};
+  const cuda::RoutedTokens& routed = launch.routed;
+  const int slots = routed.tokens * routed.k;
+  const cuda::SortArgs sort{.ids = routed.ids,
+                            .batch_slots = routed.batch_slots,
+                            .tokens = routed.tokens,
+                            .k = routed.k,
+                            .num_experts = launch.w.experts,
+                            .offsets = as<int>(experts_.offsets),
+                            .sorted = as<int>(experts_.sorted)};
+  cuda::sort_by_expert(sort, stream_);
+  cuda::list_pass_tiles(sort.offsets, sort.num_experts, as<cuda::PassTile>(experts_.tiles),
+                        as<int>(experts_.tile_count), stream_);
+
+  const int rows = routed.weight_first ? slots : routed.tokens;
+  const float* x = f32(args.x);
+  if (rounds) {
+    round_expert_rows(args, all.w1, x, rows, launch.w.hidden, launch.outputs);
+    x = launch.outputs;
+    launch.inputs.row_scales = as<float>(experts_.row_scales);
+    launch.hidden = as<float>(experts_.hidden);
+  } else {
+    launch.hidden16 = as<std::uint16_t>(experts_.hidden16);
+  }
+  cuda::convert_rows(x, rows, launch.w.hidden, routed.parts, launch.inputs.values, stream_);
+  launch.inputs.slots_per_row = slots / rows;
+  cuda::experts_prefill(launch, stream_);
+
+  launch.first = false;
+  launch.inputs.values = as<std::uint16_t>(experts_.hidden16);
+  launch.inputs.slots_per_row = 1;
+  if (rounds) {
+    round_expert_rows(args, all.w2, launch.hidden, slots, launch.w.inner, launch.hidden);
+    cuda::convert_rows(launch.hidden, slots, launch.w.inner, routed.parts, launch.inputs.values,
+                       stream_);
+  }
+  cuda::experts_prefill(launch, stream_);
+  cuda::combine_experts({.outputs = launch.outputs,
+                         .weights = routed.weight_first ? nullptr : routed.weights,
+                         .batch_slots = routed.batch_slots,
+                         .tokens = routed.tokens,
+                         .k = routed.k,
+                         .hidden = launch.w.hidden,
+                         .out = f32(args.out)},
+                        stream_);
+}
+
+}  // namespace quatrain

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// From packed words to the left operand of a tensor core instruction, exactly.
+//
+// Spelled for the instruction count: 11 integer operations and 4 products per 8 weights, and two
+// operations per scale.
+#pragma once
+
+#include <cstdint>
+
+#include "backends/cuda/launch/experts_layout.h"
+
+namespace quatrain::cuda {
+
+/// Two BF16 products, rounded to nearest; subnormals count.
+__device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+/// s · 2^119 as BF16 in both halves, from byte `i` of a word of packed scales.
+__device__ inline std::uint32_t scale_bf16x2(std::uint32_t word, int i) {
+  const std::uint32_t selector = 0x4040u + 0x0101u * static_cast<std::uint32_t>(i);
+  return __byte_perm(word, 0, selector) * 16u + 0x73807380u;
+}
+
+/// The fragment of one atom: {row g, row g + 8} x {columns 2t.., columns 2t + 8..}, each two BF16
+/// of w · s · 2^-7. `low` and `high` are the scales of rows g and g + 8.
+__device__ inline void decode_atom(std::uint32_t q, std::uint32_t low, std::uint32_t high,
+                                   std::uint32_t (&a)[4]) {
+  constexpr std::uint32_t kMask = 0x81C081C0u;
+  a[0] = multiply_bf16x2(q & kMask, low);
+  a[1] = multiply_bf16x2(q << 3 & kMask, high);
+  a[2] = multiply_bf16x2(q << 6 & kMask, low);
+  const std::uint32_t last =
+      (q << 1 & 0x80008000u) | (q >> 3 & 0x01800180u) | (q >> 7 & 0x00400040u);
+  a[3] = multiply_bf16x2(last, high);
+}
+
+/// What a lane needs of one slab: its words of the four atoms, and the scales of rows g and g + 8.
+struct Slab {
+  uint4 codes;
+  uint2 scales;
+};
+
+__device__ inline Slab load_slab(const std::uint8_t* chunk, int slab, int lane) {
+  return {*reinterpret_cast<const uint4*>(chunk + slab * kSlabCodeBytes + lane * 16),
+          *reinterpret_cast<const uint2*>(chunk + kChunkCodeBytes + slab * kSlabScaleBytes +
+                                          lane / 4 * 8)};
+}
+
+/// Atom `i`, a constant after unrolling.
+__device__ inline void decode_slab_atom(const Slab& slab, int i, std::uint32_t (&a)[4]) {
+  const std::uint32_t q = i == 0   ? slab.codes.x
+                          : i == 1 ? slab.codes.y
+                          : i == 2 ? slab.codes.z
+                                   : slab.codes.w;
+  decode_atom(q, scale_bf16x2(slab.scales.x, i), scale_bf16x2(slab.scales.y, i), a);
+}
+
+}  // namespace quatrain::cuda

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernel runs routed NVFP4 experts, and how: a pure function of the problem and the chip.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace quatrain::cuda {
+
+/// What the choice depends on; token and expert counts are those a launch is sized for.
+struct ExpertsProblem {
+  int tokens = 0;
+  int k = 0;
+  int experts = 0;
+  int hidden = 0;
+  int inner = 0;
+  int parts = 1;  // BF16 parts of an input
+};
+
+struct ChipLimits {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // that one block may have
+};
+
+/// The decode kernel's shape.
+struct DecodeConfig {
+  int tile_tokens = 8;  // 8, 16 or 32 tokens of an expert per pass over its weights
+  int parts = 1;
+  int stages = 0;  // buffers of the ring
+  int blocks = 0;  // one per multiprocessor
+  int shared_bytes = 0;
+  std::int64_t partial_bytes = 0;  // DecodeScratch::partial_sums
+};
+
+/// The most tokens of k experts each that one launch of the decode kernel takes: it sorts slots in
+/// shared memory, and with more of them a pass over the weights is bound by the tensor cores.
+int decode_max_tokens(int k);
+
+/// Throws Error when the chip's shared memory holds no ring for the problem.
+DecodeConfig decode_config(const ExpertsProblem& problem, const ChipLimits& chip);
+
+/// "decode: 8 tokens per pass, 8 stages, 132 blocks, 210944 bytes", for reports.
+std::string describe(const DecodeConfig& config);
+
+}  // namespace quatrain::cuda

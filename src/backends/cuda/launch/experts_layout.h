@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The packed layout of NVFP4 experts, shared by the packing kernel, both products and the tests.
+//
+// A matrix is cut into chunks of 64 rows by 256 columns: 8192 bytes of codes, then 1024 bytes of
+// block scales. Two chunks, 128 rows, follow each other and are what one bulk copy brings; these
+// pairs run along the columns first. Rows and columns that the matrix lacks are zero.
+//
+//   chunk : 4 slabs of rows x 4 slabs of columns, columns first
+//   slab  : 16 rows x 64 columns = 4 atoms; 16 bytes per lane, one word per atom; and 64 bytes of
+//           scales, for each of 8 lanes groups the word of row g, then that of row g + 8
+//   atom  : 16 rows x 16 columns, the left operand of one tensor core instruction. The word of lane
+//           (g = lane / 4, t = lane % 4) holds two quads: the low half columns 2t and 2t + 8, the
+//           high half 2t + 1 and 2t + 9, of rows g and g + 8.
+//   quad  : four codes of one lane, at the bits from which most reach their place in a BF16 with
+//   one
+//           mask. `w` then reads w · 2^-126.
+//
+// Gate and up rows alternate by 8, so that a lane's row g is the gate of the up in its row g + 8.
+#pragma once
+
+#include <cstdint>
+
+#include "core/codec.h"
+
+namespace quatrain::cuda {
+
+inline constexpr int kChunkRows = 64;
+inline constexpr int kChunkCols = 256;
+inline constexpr int kChunkCodeBytes = kChunkRows * kChunkCols / 2;
+inline constexpr int kChunkBytes = kChunkCodeBytes + kChunkRows * kChunkCols / 16;
+inline constexpr int kTileRows = 2 * kChunkRows;
+inline constexpr int kTileBytes = 2 * kChunkBytes;  // 128 rows x 256 columns
+inline constexpr int kSlabCols = 64;
+inline constexpr int kSlabCodeBytes = 512;
+inline constexpr int kSlabScaleBytes = 64;
+
+/// Products of decoded weights are w · s · 2^-7: what is multiplied back in, in FP32.
+inline constexpr float kPackedUnit = 128.0f;
+
+QT_HOST_DEVICE inline int padded_to(int n, int multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+/// One packed matrix; `rows` and `cols` are those of the matrix, without padding.
+struct PackedShape {
+  int rows = 0;
+  int cols = 0;
+  QT_HOST_DEVICE int row_tiles() const { return padded_to(rows, kTileRows) / kTileRows; }
+  QT_HOST_DEVICE int col_chunks() const { return padded_to(cols, kChunkCols) / kChunkCols; }
+  QT_HOST_DEVICE std::int64_t bytes() const {
+    return std::int64_t{row_tiles()} * col_chunks() * kTileBytes;
+  }
+};
+
+/// The first projection has gate and up for every hidden column, and hidden columns are padded as
+/// the second projection's columns are.
+QT_HOST_DEVICE inline PackedShape first_projection(int hidden, int inner) {
+  return {2 * padded_to(inner, kChunkCols), hidden};
+}
+QT_HOST_DEVICE inline PackedShape second_projection(int hidden, int inner) {
+  return {hidden, inner};
+}
+
+enum class PackedRows : std::uint8_t { kPlain, kGate, kUp };
+
+/// The packed row of row `row` of a matrix.
+QT_HOST_DEVICE inline int packed_row(PackedRows kind, int row) {
+  if (kind == PackedRows::kPlain) return row;
+  return row / 8 * 16 + row % 8 + (kind == PackedRows::kUp ? 8 : 0);
+}
+
+/// Byte offset of the chunk that holds (row, col).
+QT_HOST_DEVICE inline std::int64_t chunk_offset(const PackedShape& shape, int row, int col) {
+  const std::int64_t tile = std::int64_t{row / kTileRows} * shape.col_chunks() + col / kChunkCols;
+  return tile * kTileBytes + row % kTileRows / kChunkRows * kChunkBytes;
+}
+
+/// Number of the 16 x 64 slab of (row, col) within its chunk.
+QT_HOST_DEVICE inline int slab_of(int row, int col) {
+  return row % kChunkRows / 16 * 4 + col % kChunkCols / kSlabCols;
+}
+
+/// Where the code of (row, col) lies: the word's byte offset, its half, and its place in the quad.
+struct CodePlace {
+  std::int64_t word = 0;
+  int half = 0;
+  int member = 0;
+};
+QT_HOST_DEVICE inline CodePlace code_place(const PackedShape& shape, int row, int col) {
+  const int lane = row % 8 * 4 + col % 8 / 2;
+  const int atom = col % kSlabCols / 16;
+  return {chunk_offset(shape, row, col) + slab_of(row, col) * kSlabCodeBytes + lane * 16 + atom * 4,
+          col % 2, row % 16 / 8 + col % 16 / 8 * 2};
+}
+
+/// Byte offset of the scale of columns [16 block, 16 block + 16) of a row.
+QT_HOST_DEVICE inline std::int64_t scale_place(const PackedShape& shape, int row, int block) {
+  const int col = block * 16;
+  return chunk_offset(shape, row, col) + kChunkCodeBytes + slab_of(row, col) * kSlabScaleBytes +
+         row % 8 * 8 + row % 16 / 8 * 4 + block % 4;
+}
+
+/// The bits of E2M1 code `code` as member `member` of a quad.
+QT_HOST_DEVICE inline std::uint32_t quad_bits(int member, std::uint32_t code) {
+  const std::uint32_t sign = code >> 3 & 1u, magnitude = code & 7u;
+  switch (member) {
+    case 0:
+      return sign << 15 | magnitude << 6;
+    case 1:
+      return sign << 12 | magnitude << 3;
+    case 2:
+      return sign << 9 | magnitude;
+    default:
+      return sign << 14 | (magnitude & 1u) << 13 | magnitude >> 1 << 10;
+  }
+}
+
+/// The packed byte of |scale|: exponent and three mantissa bits of its F16, so that one
+/// multiply-add makes the BF16 of s · 2^119. NaN becomes a byte that decodes to NaN. Signs and
+/// zeros of scales go into the codes, as the BF16 has neither.
+QT_HOST_DEVICE inline std::uint8_t packed_scale(std::uint8_t e4m3) {
+  const std::uint8_t magnitude = e4m3 & 0x7Fu;
+  if (magnitude == 0x7Fu) return 0xC1u;
+  return static_cast<std::uint8_t>(f16_encode(e4m3_decode(magnitude)) >> 7);
+}
+
+/// `codes` (any number of nibbles) with the sign of their scale folded in; zero for a zero scale.
+QT_HOST_DEVICE inline std::uint32_t signed_codes(std::uint32_t codes, std::uint8_t e4m3) {
+  if ((e4m3 & 0x7Fu) == 0) return 0;
+  return (e4m3 & 0x80u) != 0 ? codes ^ 0x88888888u : codes;
+}
+
+}  // namespace quatrain::cuda
