@@ -240,9 +240,17 @@ LoadedLinear Checkpoint::load(const LinearSource& source) const {
   return out;
 }
 
+LinearScalars Checkpoint::scalars(const LinearSource& source) const {
+  LinearScalars out;
+  if (source.global_scale) out.global_scale = read_scalar(*this, source, *source.global_scale);
+  if (source.input_scale) out.input_scale = read_scalar(*this, source, *source.input_scale);
+  return out;
+}
+
 void Checkpoint::finish(const LinearSource& source, QuantMatrix& matrix) const {
-  if (source.global_scale) matrix.global_scale = read_scalar(*this, source, *source.global_scale);
-  if (source.input_scale) matrix.input_scale = read_scalar(*this, source, *source.input_scale);
+  const LinearScalars found = scalars(source);
+  matrix.global_scale = found.global_scale;
+  matrix.input_scale = found.input_scale;
   if (source.scale) check_scales(matrix, where(*source.scale));
 }
 

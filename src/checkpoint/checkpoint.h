@@ -52,6 +52,13 @@ struct LinearSource {
   DType scale_dtype() const { return scale != nullptr ? scale->dtype : DType::kF32; }
 };
 
+/// Multipliers of a linear beside its block scales.
+struct LinearScalars {
+  float global_scale = 1.0f;
+  float input_scale = 0.0f;  ///< 0 when absent
+  bool operator==(const LinearScalars&) const = default;
+};
+
 /// Host memory of one linear; `matrix` points into it, its name included. Movable, not copyable:
 /// the views stay valid because they point to the heap.
 struct LoadedLinear {
@@ -113,6 +120,8 @@ class Checkpoint {
 
   /// Reads a linear whole and checks its scales: NaN or negative ones are refused.
   LoadedLinear load(const LinearSource& source) const;
+  /// Reads them; throws unless they are finite and positive.
+  LinearScalars scalars(const LinearSource& source) const;
   /// Fills what remains of load() for values and scales that are in memory already: reads the
   /// scalars, checks all scales. From any thread.
   void finish(const LinearSource& source, QuantMatrix& matrix) const;

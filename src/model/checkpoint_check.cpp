@@ -43,11 +43,12 @@ class Checker {
     const LinearSource source = checkpoint_.linear(entry.name, entry.shape[0], entry.shape[1]);
     if (progress_ != nullptr) check_values(source);
     for (const TensorInfo* tensor : source.tensors) seen(*tensor);
-    if (entry.kind == WeightKind::kExpert) expert(entry, source);
+    const LinearScalars scalars = checkpoint_.scalars(source);
+    if (entry.kind == WeightKind::kExpert) expert(entry, scalars);
   }
 
   // w1, w3, w2 of an expert come in this order.
-  void expert(const WeightEntry& entry, const LinearSource& source) {
+  void expert(const WeightEntry& entry, const LinearScalars& scalars) {
     ++out_.expert_linears;
     if (entry.name.ends_with(".w1")) gate_ = {source.global_scale, source.input_scale};
     if (entry.name.ends_with(".w3") &&
@@ -105,9 +106,7 @@ class Checker {
   const ModelSource& source_;
   const Checkpoint& checkpoint_;
   const std::function<void(std::int64_t)>* progress_;
-  struct Scales {
-    float global_scale = 0, input_scale = 0;
-  } gate_;
+  LinearScalars gate_;  // of the last w1
   std::unordered_set<const TensorInfo*> used_;
   CheckpointCheck out_;
 };

@@ -12,7 +12,7 @@ namespace {
 
 void add_alternatives(const SampleResult& result, std::vector<TokenLogprob>& out) {
   std::int32_t rank = 0;
-  for (const RankedToken& top : result.top) out.push_back({top.id, top.logprob, ++rank});
+  for (const ScoredToken& top : result.top) out.push_back({top.id, top.logprob, ++rank});
 }
 
 }  // namespace
