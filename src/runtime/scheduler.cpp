@@ -35,7 +35,11 @@ void Scheduler::add(Sequence& sequence) {
 StepPlan Scheduler::plan() {
   StepPlan plan;
   grow();
-  while (!waiting_.empty() && try_admit(*waiting_.begin()->second, plan)) {
+  for (auto it = waiting_.begin(); it != waiting_.end() && !free_slots_.empty();) {
+    Sequence& sequence = *it++->second;
+    const Hit hit = find_prefix(sequence);
+    if (prefix_is_coming(sequence, hit)) continue;
+    if (!try_admit(sequence, hit, plan)) break;
   }
   share_rows(plan);
   return plan;
@@ -64,11 +68,30 @@ void Scheduler::take_block(Sequence& sequence) {
   sequence.blocks.push_back(taken.block);
 }
 
+// A prompt that runs now will soon hold more of this prefix than the cache does: waiting for it is
+// faster than running the same tokens beside it. Where the two part a snapshot is worth it.
+bool Scheduler::prefix_is_coming(Sequence& sequence, const Hit& hit) const {
+  if (limits_.snapshots == 0 || sequence.score_prompt) return false;
+  const std::int64_t most = (sequence.size() - 1) / kBlockTokens;
+  for (const auto& [order, other] : running_) {
+    if (other->computed >= other->prompt_size) continue;
+    const std::int64_t blocks = std::min(most, other->prompt_size / kBlockTokens);
+    extend_keys(*other, blocks);
+    std::int64_t common = std::ssize(hit.blocks);
+    while (common < blocks && other->keys[static_cast<std::size_t>(common)] ==
+                                  sequence.keys[static_cast<std::size_t>(common)])
+      ++common;
+    const std::int64_t border = common * kBlockTokens;
+    if (common == std::ssize(hit.blocks) || border <= other->computed) continue;
+    if (other->learned_border <= other->computed) other->learned_border = border;
+    if (wants_snapshot(*other, border)) return true;
+  }
+  return false;
+}
+
 // Gives the sequence a slot and blocks if they are there, with one block to spare for each running
 // sequence, so that the newcomer is not preempted at once.
-bool Scheduler::try_admit(Sequence& sequence, StepPlan& plan) {
-  if (free_slots_.empty()) return false;
-  const Hit hit = find_prefix(sequence);
+bool Scheduler::try_admit(Sequence& sequence, const Hit& hit, StepPlan& plan) {
   const auto resumed = static_cast<std::int64_t>(hit.blocks.size());
   const std::int64_t revived =
       std::ranges::count_if(hit.blocks, [&](BlockId block) { return !pool_.is_used(block); });

@@ -11,7 +11,8 @@
 //   - When blocks run out the last sequence in order of (priority, arrival) gives up what it holds
 //     and waits for its turn again; its tokens run again then. The first in that order never does.
 //   - A prefix is resumed where all of its blocks and a snapshot of the slot's state are still
-//     there: at a multiple of kBlockTokens, and one token before the end at the latest.
+//     there: at a multiple of kBlockTokens, and one token before the end at the latest. A sequence
+//     waits for a prompt that is just running more of its prefix, and lets others pass meanwhile.
 #pragma once
 
 #include <map>
@@ -84,7 +85,8 @@ class Scheduler {
 
   static Order order_of(const Sequence& sequence) { return {sequence.priority, sequence.id}; }
   void grow();
-  bool try_admit(Sequence& sequence, StepPlan& plan);
+  bool prefix_is_coming(Sequence& sequence, const Hit& hit) const;
+  bool try_admit(Sequence& sequence, const Hit& hit, StepPlan& plan);
   Hit find_prefix(Sequence& sequence);
   void take_block(Sequence& sequence);
   void let_go(Sequence& sequence);

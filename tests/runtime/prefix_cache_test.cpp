@@ -116,6 +116,26 @@ TEST_P(PrefixCache, WherePromptsPartIsLearned) {
   EXPECT_EQ(client.run(request(600, 500)).cached_tokens, 512);
 }
 
+TEST_P(PrefixCache, AnswersToOnePromptShareIt) {
+  CpuModel warm(folder, options()), cold(folder, options());
+  const auto cached = make_engine(warm.runner);
+  const auto uncached = make_engine(cold.runner, {.prefix_snapshots = 0});
+  Client client(*cached), reference(*uncached);
+  const EngineRequest first = request(400, 0);
+  for (std::uint64_t i = 0; i < 4; ++i) {
+    EngineRequest r = first;
+    r.sampling.seed = i;
+    client.submit(r);
+    reference.submit(r);
+  }
+  client.wait();
+  reference.wait();
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(client.outcome(i).cached_tokens, i == 0 ? 0 : 384);
+    expect_same_bits(client.outcome(i), reference.outcome(i));
+  }
+}
+
 // Few snapshots and blocks, requests that evict each other's: still the bits of a cold run.
 TEST_P(PrefixCache, EvictionAndSharingUnderPressureChangeNoBit) {
   EngineOptions tight = options();
