@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <set>
 
 #include "core/random.h"
 
@@ -11,6 +12,10 @@ namespace quatrain::apps {
 namespace {
 
 constexpr std::uint64_t kSeed = 20260424;
+
+// Each sequence reads the made-up tokens from a place of its own, so that sequences differ: equal
+// ones would choose equal experts.
+constexpr std::int64_t kShift = 31;
 
 double seconds_of(const std::function<void()>& body) {
   const auto start = std::chrono::steady_clock::now();
@@ -27,11 +32,17 @@ std::string kind_of_layer(const V4Config& config, std::int64_t layer) {
 // Lines by kind of layer, in the order in which kinds and operations first appear in a step.
 std::vector<BreakdownLine> group(const V4Config& config, const std::vector<TimedOp>& operations,
                                  const std::vector<std::vector<double>>& samples) {
+  // An operation that stands in both halves of a layer is told apart by its half.
+  std::map<std::string, std::set<std::string>> parts;
+  for (const TimedOp& op : operations)
+    if (op.layer >= 0) parts[op.name].insert(op.part);
   std::vector<BreakdownLine> lines;
   for (std::size_t i = 0; i < operations.size(); ++i) {
     const TimedOp& op = operations[i];
     const std::string where = kind_of_layer(config, op.layer);
-    const std::string name = op.weight.empty() ? op.name : fmt::format("{} {}", op.name, op.weight);
+    const bool in_both = op.layer >= 0 && parts[op.name].size() > 1;
+    const std::string& detail = op.weight.empty() && in_both ? op.part : op.weight;
+    const std::string name = detail.empty() ? op.name : fmt::format("{} {}", op.name, detail);
     auto line = std::ranges::find_if(
         lines, [&](const BreakdownLine& l) { return l.where == where && l.operation == name; });
     if (line == lines.end()) {
@@ -54,7 +65,8 @@ std::vector<BreakdownLine> group(const V4Config& config, const std::vector<Timed
 
 StepBench::StepBench(ModelRunner& runner, Ops& ops) : runner_(runner), ops_(ops) {
   const V4Config& config = runner.config();
-  tokens_.resize(static_cast<std::size_t>(runner.options().max_model_len));
+  const EngineOptions& options = runner.options();
+  tokens_.resize(static_cast<std::size_t>(options.max_model_len + options.max_num_seqs * kShift));
   for (std::size_t i = 0; i < tokens_.size(); ++i)
     tokens_[i] = static_cast<std::int32_t>(random_word(kSeed, static_cast<std::int64_t>(i)) %
                                            static_cast<std::uint64_t>(config.vocab_size));
@@ -65,11 +77,12 @@ std::vector<SequenceChunk> StepBench::chunks(std::int64_t position, std::int64_t
                                              std::int64_t batch, LogitRows logits) const {
   std::vector<SequenceChunk> out;
   for (std::int64_t slot = 0; slot < batch; ++slot)
-    out.push_back({.slot = slot,
-                   .position = position,
-                   .tokens = std::span(tokens_).subspan(static_cast<std::size_t>(position),
-                                                        static_cast<std::size_t>(count)),
-                   .logits = logits});
+    out.push_back(
+        {.slot = slot,
+         .position = position,
+         .tokens = std::span(tokens_).subspan(static_cast<std::size_t>(position + slot * kShift),
+                                              static_cast<std::size_t>(count)),
+         .logits = logits});
   return out;
 }
 
