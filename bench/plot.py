@@ -19,7 +19,7 @@ WIDTH = 860
 LABEL = 300  # columns of pixels for what stands left of the bars
 NOTE = 120   # and right of them
 ROW = 20
-TOP = 64
+TOP = 80
 LIGHT, DARK, TEXT, FAINT = "#9db7d5", "#1f4e8c", "#222222", "#767676"
 MOST_BARS = 30
 
@@ -29,15 +29,16 @@ def text(x, y, content, size=12, anchor="start", colour=TEXT):
             f'{escape(content)}</text>')
 
 
-def bars(title, subtitle, rows):
-    """An SVG of horizontal bars; rows are (label, length, dark length, note), lengths of any unit."""
+def bars(title, notes, rows):
+    """An SVG of horizontal bars under up to two lines of notes; rows are (label, length, dark length, note) with
+    lengths of any unit."""
     longest = max((row[1] for row in rows), default=0) or 1
     scale = (WIDTH - LABEL - NOTE) / longest
     height = TOP + ROW * len(rows) + 16
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
            f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
            f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-           text(16, 26, title, 16), text(16, 46, subtitle, 12, colour=FAINT)]
+           text(16, 26, title, 16), *(text(16, 46 + 16 * i, note, 12, colour=FAINT) for i, note in enumerate(notes))]
     for i, (label, length, dark, note) in enumerate(rows):
         y = TOP + ROW * i
         out.append(text(LABEL - 8, y + 14, label, anchor="end"))
@@ -54,7 +55,7 @@ def bars(title, subtitle, rows):
 def speed_chart(report):
     rows = [(test["test"], test["avg_ts"], 0, f'{test["avg_ts"]:.1f} ± {test["stddev_ts"]:.1f}')
             for test in report["tests"]]
-    return bars(f'{report["model"]}: tokens per second', f'{report["backend"]}, {report["device"]}', rows)
+    return bars(f'{report["model"]}: tokens per second', [f'{report["backend"]}, {report["device"]}'], rows)
 
 
 def limits_line(limits):
@@ -70,9 +71,9 @@ def breakdown_chart(report, breakdown):
         total = sum(line["us"] for line in rest)
         rows.append((f"{len(rest)} others", total, 0, f"{total:.1f} µs"))
     kind = "one replay" if breakdown["recorded"] else "run eagerly"
-    subtitle = (f'{breakdown["step_us"]:.0f} µs as {kind}, {breakdown["sum_us"]:.0f} µs operation by operation; '
-                f'{report["device"]}, {limits_line(breakdown["limits"])}; dark: time at the limit')
-    return bars(f'{report["model"]}: {breakdown["test"]}, {breakdown["rows"]} rows', subtitle, rows)
+    notes = [f'{breakdown["step_us"]:.0f} µs as {kind}, {breakdown["sum_us"]:.0f} µs operation by operation; '
+             "dark: time at the limit", f'{report["device"]}, {limits_line(breakdown["limits"])}']
+    return bars(f'{report["model"]}: {breakdown["test"]}, {breakdown["rows"]} rows', notes, rows)
 
 
 def operations_chart(report):
@@ -82,7 +83,7 @@ def operations_chart(report):
         share = min(1, line["share_of_limit"])
         rows.append((f'{line["model"]} {line["operation"]}, {line["rows"]} rows{context}', 1, share,
                      f'{100 * line["share_of_limit"]:.0f} %, {line["us"]:.1f} µs'))
-    return bars("Share of the device's limit", f'{report["device"]}, {limits_line(report["limits"])}', rows)
+    return bars("Share of the device's limit", [f'{report["device"]}, {limits_line(report["limits"])}'], rows)
 
 
 def charts(report):
