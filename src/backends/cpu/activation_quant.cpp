@@ -5,7 +5,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "backends/cpu/kernels/kernels.h"
 #include "core/codec.h"
 #include "core/quant_matrix.h"
 
@@ -46,16 +45,16 @@ float int8_inverse(float amax) { return amax < 1e-30f ? 0.0f : 127.0f / amax; }
 
 }  // namespace
 
-void int8_quantise_row(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
-                       float* scales) {
+void int8_quantise_row(const float* x, std::int64_t n, Int8Activations* out) {
   for (std::int64_t begin = 0; begin < n; begin += kInt8Group) {
     const std::int64_t end = std::min(n, begin + kInt8Group);
     const float amax = magnitude(x + begin, end - begin);
     const float inverse = int8_inverse(amax);
-    for (std::int64_t i = begin; i < end; ++i) values[i] = int8_nearest(x[i] * inverse);
-    for (std::int64_t b = begin / kInt8Block; b < end / kInt8Block; ++b) {
-      offsets[b] = -12 * std::accumulate(values + b * kInt8Block, values + (b + 1) * kInt8Block, 0);
-      scales[b] = amax / 127.0f;
+    for (std::int64_t b = begin; b < end; b += kInt8Block, ++out) {
+      for (std::int64_t i = 0; i < kInt8Block; ++i)
+        out->values[i] = int8_nearest(x[b + i] * inverse);
+      out->offset = -12 * std::accumulate(out->values, out->values + kInt8Block, 0);
+      out->scale = amax / 127.0f;
     }
   }
 }

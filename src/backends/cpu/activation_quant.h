@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "backends/cpu/kernels/kernels.h"
+
 namespace quatrain {
 
 /// max|x| / (6 · 448): the global scale that uses the whole range of the block scales.
@@ -15,12 +17,10 @@ float nvfp4_row_scale(const float* x, std::int64_t n);
 /// zeros. n is a multiple of 16. out may be x.
 void nvfp4_round_row(const float* x, std::int64_t n, float g, float* out);
 
-/// Int8 with one scale per kInt8Group columns: x[c] ≈ values[c] · scales[c / 16], scale =
-/// max|x_g| / 127, values to nearest, ties to even; a group below 1e-30 becomes zeros, one with a
-/// NaN or infinity gets such a scale. offsets[b] = −12 Σ of the values of block b of 16.
-/// n is a multiple of 16.
-void int8_quantise_row(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
-                       float* scales);
+/// Int8 with one scale per kInt8Group columns: x[c] ≈ values[c] · scale, scale = max|x_g| / 127,
+/// values to nearest, ties to even; a group below 1e-30 becomes zeros, one with a NaN or infinity
+/// gets such a scale. out[n / 16]; n is a multiple of 16.
+void int8_quantise_row(const float* x, std::int64_t n, Int8Activations* out);
 
 /// out = x rounded to that grid. n is a multiple of 16, or any number whose last block is short.
 /// out may be x.

@@ -50,17 +50,12 @@ class Int8Rows {
   /// Room for `rows` of up to `width` values; never shrinks.
   void reserve(std::int64_t rows, std::int64_t width);
   void set(const CpuKernels& kernels, std::int64_t row, const float* x, std::int64_t n);
-  Int8Row row(std::int64_t i) const {
-    const std::int64_t blocks = i * (width_ / kInt8Block);
-    return {values_.get() + i * width_, offsets_.get() + blocks, scales_.get() + blocks};
-  }
+  const Int8Activations* row(std::int64_t i) const { return blocks_.get() + i * blocks_per_row_; }
 
  private:
   std::int64_t rows_ = 0;
-  std::int64_t width_ = 0;  // a multiple of kInt8Block
-  std::unique_ptr<std::int8_t[]> values_;
-  std::unique_ptr<std::int32_t[]> offsets_;
-  std::unique_ptr<float[]> scales_;
+  std::int64_t blocks_per_row_ = 0;
+  std::unique_ptr<Int8Activations[]> blocks_;
 };
 
 class CpuOps final : public Ops {
@@ -141,7 +136,6 @@ class CpuOps final : public Ops {
   void expert_hidden(const op::Experts& args);
   void expert_outputs(const op::Experts& args);
   void combine_outputs(const op::Experts& args);
-  void one_token_outputs(const op::Experts& args);
   bool exact_input(const op::Experts& args, const CpuWeight& w) const;
   std::int64_t expert_grain(std::int64_t tasks) const;
   std::int64_t expert_work(const op::Experts& args) const;

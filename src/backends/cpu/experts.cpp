@@ -225,35 +225,11 @@ void CpuOps::combine_outputs(const op::Experts& args) {
   });
 }
 
-// The second projection and the sum of a step of one token: a task is 32 rows of all its experts.
-void CpuOps::one_token_outputs(const op::Experts& args) {
-  if (args.batch.slots.i32()[0] < 0) return;
-  const auto& all = static_cast<const CpuExperts&>(*args.w);
-  const std::int64_t k = args.ids.dim(1);
-  const std::int64_t parts = panels_of(all.hidden);
-  const bool weighted = args.activations != ExpertActivations::kStatic;
-  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_hidden_ : nullptr;
-  parallel_for(parts, expert_grain(parts), expert_work(args),
-               [&](std::int64_t begin, std::int64_t end, int thread) {
-                 alignas(64) float y[kPanelRows];
-                 for (std::int64_t p = begin; p < end; ++p)
-                   for (std::int32_t s = 0; s < k; ++s) {
-                     const auto e = static_cast<std::size_t>(args.ids.i32()[s]);
-                     multiply_expert(all.experts[e].w2, p, int8, expert_hidden_.get(), 1, 1,
-                                     {&s, 1}, thread, [&](std::int64_t) { return y; });
-                     kernels_.add_scaled(y, weighted ? args.weights.f32()[s] : 1.0f,
-                                         std::min(kPanelRows, all.hidden - p * kPanelRows),
-                                         args.out.f32() + p * kPanelRows);
-                   }
-               });
-}
-
 void CpuOps::experts(const op::Experts& args) {
   sort_slots_by_expert(args);
   round_expert_inputs(args);
   expert_hidden(args);
   round_hidden(args);
-  if (args.x.dim(0) == 1) return one_token_outputs(args);
   expert_outputs(args);
   combine_outputs(args);
 }

@@ -145,20 +145,16 @@ void CpuOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatr
 }
 
 void Int8Rows::reserve(std::int64_t rows, std::int64_t width) {
-  width = (width + kInt8Block - 1) / kInt8Block * kInt8Block;
-  if (rows <= rows_ && width <= width_) return;
+  const std::int64_t blocks = (width + kInt8Block - 1) / kInt8Block;
+  if (rows <= rows_ && blocks <= blocks_per_row_) return;
   rows_ = std::max(rows_, rows);
-  width_ = std::max(width_, width);
-  const auto n = static_cast<std::size_t>(rows_ * width_);
-  values_ = std::make_unique_for_overwrite<std::int8_t[]>(n);
-  offsets_ = std::make_unique_for_overwrite<std::int32_t[]>(n / kInt8Block);
-  scales_ = std::make_unique_for_overwrite<float[]>(n / kInt8Block);
+  blocks_per_row_ = std::max(blocks_per_row_, blocks);
+  blocks_ = std::make_unique_for_overwrite<Int8Activations[]>(
+      static_cast<std::size_t>(rows_ * blocks_per_row_));
 }
 
 void Int8Rows::set(const CpuKernels& kernels, std::int64_t row, const float* x, std::int64_t n) {
-  const std::int64_t blocks = row * (width_ / kInt8Block);
-  kernels.quantise_int8(x, n, values_.get() + row * width_, offsets_.get() + blocks,
-                        scales_.get() + blocks);
+  kernels.quantise_int8(x, n, blocks_.get() + row * blocks_per_row_);
 }
 
 void CpuOps::reserve(const StepLimits& limits) {

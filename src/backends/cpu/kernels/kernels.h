@@ -32,17 +32,18 @@ struct Panel {
   const float* row_scales = nullptr;    ///< [32]; results are multiplied by them
 };
 
-/// One row of activations as int8: x[c] ≈ values[c] · scales[c / 16]. `offsets` are −12 times the
-/// sum of each block's values: weight codes are stored as 2w + 12.
-struct Int8Row {
-  const std::int8_t* values = nullptr;    // [cols]
-  const std::int32_t* offsets = nullptr;  // [cols / 16]
-  const float* scales = nullptr;          // [cols / 16]
+/// 16 consecutive activations of a row as int8: x[c] ≈ values[c] · scale. `offset` is −12 times the
+/// sum of the values: weight codes are multiplied as 2w + 12.
+struct Int8Activations {
+  std::int8_t values[kInt8Block];
+  std::int32_t offset;
+  float scale;
 };
 
 /// out[t][n] = Σ_c W[n][c] x[t][c] for the panel's 32 rows n and a fixed number of tokens t.
 using FloatProduct = void (*)(const Panel& panel, const float* const* x, float* const* out);
-using Int8Product = void (*)(const Panel& panel, const Int8Row* x, float* const* out);
+using Int8Product = void (*)(const Panel& panel, const Int8Activations* const* x,
+                             float* const* out);
 
 /// Attention of `heads` queries of one token over the same keys (which are the values, too).
 struct AttendTask {
@@ -67,10 +68,9 @@ struct CpuKernels {
   Int8Product nvfp4_int8[kMaxTile + 1] = {};
   Int8Product mxfp4_int8[kMaxTile + 1] = {};
 
-  /// Rounds a row to int8 (see Int8Row); n is a multiple of 16. The plain definition is
-  /// int8_round_row() in activation_quant.h.
-  void (*quantise_int8)(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
-                        float* scales) = nullptr;
+  /// Rounds a row to int8, n / 16 blocks; n is a multiple of 16. The plain definition is
+  /// int8_quantise_row() in activation_quant.h.
+  void (*quantise_int8)(const float* x, std::int64_t n, Int8Activations* out) = nullptr;
 
   float (*dot)(const float* a, const float* b, std::int64_t n) = nullptr;
   /// out[k] = Σ_h weights[h] · max(0, q[h] · keys[k])

@@ -16,8 +16,8 @@ struct PanelRows {
 };
 
 /// out(t)[n] = W[32 p + n] · x(t) for the wanted rows n of panel p and t < tokens. `x(t)` is what
-/// the kernel takes (const float* or Int8Row), `out(t)` a float* for row 0 of the panel.
-/// `products` are a kernel's by number of tokens, up to `tile`.
+/// the kernel takes (const float* or const Int8Activations*), `out(t)` a float* for row 0 of the
+/// panel. `products` are a kernel's by number of tokens, up to `tile`.
 template <class Product, class X, class Out>
 void multiply_panel(const Product* products, int tile, const Panel& panel, PanelRows rows,
                     std::int64_t tokens, X&& x, Out&& out) {

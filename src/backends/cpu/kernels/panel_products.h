@@ -14,8 +14,21 @@ namespace {
 
 using F = Simd::F;
 inline constexpr int kVectors = static_cast<int>(kPanelRows) / Simd::kLanes;
+// A call inside the innermost loops would cost more than what they do.
+#define QT_FLATTEN __attribute__((flatten))
+
 // How far ahead of the codes in use the next ones are fetched.
 inline constexpr std::int64_t kPrefetchBytes = 2304;
+
+// body(0), …, body(kCount − 1) with constant arguments: an array that is only indexed by constants
+// lives in registers.
+template <int kCount, class Body>
+void unroll(Body&& body) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    (body(std::integral_constant<int, kIndex>{}), ...);
+  }
+  (std::make_integer_sequence<int, kCount>{});
+}
 
 template <int kLines>
 void prefetch(const std::byte* p) {
@@ -28,17 +41,16 @@ struct Results {
   F total[kTokens][kVectors];
 
   Results() {
-    for (auto& token : total)
-      for (F& v : token) v = Simd::zero();
+    unroll<kTokens>([&](auto t) { unroll<kVectors>([&](auto v) { total[t][v] = Simd::zero(); }); });
   }
   void store(const Panel& panel, float factor, float* const* out) const {
-    for (int v = 0; v < kVectors; ++v) {
+    unroll<kVectors>([&](auto v) {
       F scale = Simd::set(factor);
       if (panel.row_scales != nullptr)
         scale = Simd::mul(scale, Simd::load(panel.row_scales + v * Simd::kLanes));
-      for (int t = 0; t < kTokens; ++t)
-        Simd::store(out[t] + v * Simd::kLanes, Simd::mul(total[t][v], scale));
-    }
+      unroll<kTokens>(
+          [&](auto t) { Simd::store(out[t] + v * Simd::kLanes, Simd::mul(total[t][v], scale)); });
+    });
   }
 };
 
@@ -78,42 +90,43 @@ struct Fp8Columns {
 };
 
 template <class Columns, int kTokens>
-void float_product(const Panel& panel, const float* const* x, float* const* out) {
+QT_FLATTEN void float_product(const Panel& panel, const float* const* x, float* const* out) {
   Results<kTokens> results;
   constexpr int kOdd = Simd::kChains - 1;  // the chain of odd columns
   const std::byte* p = panel.data;
   for (std::int64_t begin = 0, block = 0; begin < panel.cols; begin += kPanelBlock, ++block) {
     const std::int64_t end = begin + kPanelBlock < panel.cols ? begin + kPanelBlock : panel.cols;
     F sums[Simd::kChains][kTokens][kVectors];
-    for (auto& chain : sums)
-      for (auto& token : chain)
-        for (F& v : token) v = Simd::zero();
+    const auto each = [](auto&& body) {
+      unroll<kTokens>([&](auto t) { unroll<kVectors>([&](auto v) { body(t, v); }); });
+    };
+    each([&](auto t, auto v) {
+      sums[0][t][v] = Simd::zero();
+      sums[kOdd][t][v] = Simd::zero();
+    });
     std::int64_t c = begin;
     for (; c + 1 < end; c += 2, p += 2 * Columns::kBytes) {
       prefetch<(2 * Columns::kBytes + 63) / 64>(p);
       F even[kVectors], odd[kVectors];
       Columns::decode(p, even, odd);
-      for (int t = 0; t < kTokens; ++t) {
-        const F x0 = Simd::set(x[t][c]), x1 = Simd::set(x[t][c + 1]);
-        for (int v = 0; v < kVectors; ++v) sums[0][t][v] = Simd::fma(even[v], x0, sums[0][t][v]);
-        for (int v = 0; v < kVectors; ++v)
-          sums[kOdd][t][v] = Simd::fma(odd[v], x1, sums[kOdd][t][v]);
-      }
+      each([&](auto t, auto v) {
+        sums[0][t][v] = Simd::fma(even[v], Simd::set(x[t][c]), sums[0][t][v]);
+        sums[kOdd][t][v] = Simd::fma(odd[v], Simd::set(x[t][c + 1]), sums[kOdd][t][v]);
+      });
     }
     if (c < end) {
       F even[kVectors];
       Columns::decode_one(p, even);
-      for (int t = 0; t < kTokens; ++t)
-        for (int v = 0; v < kVectors; ++v)
-          sums[0][t][v] = Simd::fma(even[v], Simd::set(x[t][c]), sums[0][t][v]);
+      each([&](auto t, auto v) {
+        sums[0][t][v] = Simd::fma(even[v], Simd::set(x[t][c]), sums[0][t][v]);
+      });
     }
     const F scale = Simd::set(panel.block_scales != nullptr ? panel.block_scales[block] : 1.0f);
-    for (int t = 0; t < kTokens; ++t)
-      for (int v = 0; v < kVectors; ++v) {
-        F sum = sums[0][t][v];
-        if constexpr (Simd::kChains == 2) sum = Simd::add(sum, sums[1][t][v]);
-        results.total[t][v] = Simd::fma(sum, scale, results.total[t][v]);
-      }
+    each([&](auto t, auto v) {
+      F sum = sums[0][t][v];
+      if constexpr (Simd::kChains == 2) sum = Simd::add(sum, sums[1][t][v]);
+      results.total[t][v] = Simd::fma(sum, scale, results.total[t][v]);
+    });
   }
   results.store(panel, 1.0f, out);
 }
@@ -129,16 +142,22 @@ struct Mxfp4 {
   static F scales(const std::byte* p) { return Simd::decode_ue8m0_scales(p); }
 };
 
-// Where block b of a panel keeps its codes and scales.
+// Activations are loaded again for the next rows, which costs nothing; kept in registers from one
+// vector of rows to the next, they would crowd out the results.
+template <int kTokens>
+void reload_activations() {
+  if constexpr (kTokens > 2) __asm__ volatile("" ::: "memory");
+}
+
+// Codes and scales of one block of a chunk of two.
 template <class Format>
 struct BlockData {
   static constexpr std::int64_t kCodeBytes = kPanelRows * Format::kBlock / 2;
   static constexpr std::int64_t kChunkBytes = 2 * (kCodeBytes + kPanelRows);
   const std::byte* codes;
   const std::byte* scales;
-  BlockData(const std::byte* panel, std::int64_t b)
-      : codes(panel + b / 2 * kChunkBytes + b % 2 * kCodeBytes),
-        scales(panel + b / 2 * kChunkBytes + 2 * kCodeBytes + b % 2 * kPanelRows) {}
+  BlockData(const std::byte* chunk, int half)
+      : codes(chunk + half * kCodeBytes), scales(chunk + 2 * kCodeBytes + half * kPanelRows) {}
   /// Eight columns, from column 8 i of the block on, of the rows of vector v.
   const std::byte* eight(int v, int i) const {
     const int row = v * Simd::kLanes;
@@ -151,65 +170,77 @@ template <int kNibble, int kTokens>
 void add_nibble(Simd::Codes codes, const float* const* x, std::int64_t column, F* sums) {
   const F w = Simd::decode_nibble<kNibble>(codes);
   constexpr int kColumn = kNibble / 2 + 4 * (kNibble % 2);
-  for (int t = 0; t < kTokens; ++t)
-    sums[t] = Simd::fma(w, Simd::set(x[t][column + kColumn]), sums[t]);
+  unroll<kTokens>(
+      [&](auto t) { sums[t] = Simd::fma(w, Simd::set(x[t][column + kColumn]), sums[t]); });
 }
 
 template <class Format, int kTokens>
-void nibble_product(const Panel& panel, const float* const* x, float* const* out) {
+void add_nibble_block(const BlockData<Format>& data, std::int64_t b, const float* const* x,
+                      Results<kTokens>& results) {
+  unroll<kVectors>([&](auto v) {
+    F sums[kTokens];
+    unroll<kTokens>([&](auto t) { sums[t] = Simd::zero(); });
+    unroll<Format::kBlock / 8>([&](auto i) {
+      const Simd::Codes codes = Simd::load_codes(data.eight(v, i));
+      const std::int64_t column = b * Format::kBlock + 8 * i;
+      unroll<8>([&](auto nibble) { add_nibble<nibble, kTokens>(codes, x, column, sums); });
+    });
+    const F scale = Format::scales(data.scales + v * Simd::kLanes);
+    unroll<kTokens>(
+        [&](auto t) { results.total[t][v] = Simd::fma(sums[t], scale, results.total[t][v]); });
+    reload_activations<kTokens>();
+  });
+}
+
+template <class Format, int kTokens>
+QT_FLATTEN void nibble_product(const Panel& panel, const float* const* x, float* const* out) {
   Results<kTokens> results;
+  using Data = BlockData<Format>;
   const std::int64_t blocks = panel.cols / Format::kBlock;
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    const BlockData<Format> data(panel.data, b);
-    prefetch<static_cast<int>(BlockData<Format>::kCodeBytes / 64) + 1>(data.codes);
-    for (int v = 0; v < kVectors; ++v) {
-      F sums[kTokens];
-      for (F& sum : sums) sum = Simd::zero();
-      for (int i = 0; i < Format::kBlock / 8; ++i) {
-        const Simd::Codes codes = Simd::load_codes(data.eight(v, i));
-        const std::int64_t column = b * Format::kBlock + 8 * i;
-        [&]<int... kNibble>(std::integer_sequence<int, kNibble...>) {
-          (add_nibble<kNibble, kTokens>(codes, x, column, sums), ...);
-        }
-        (std::make_integer_sequence<int, 8>{});
-      }
-      const F scale = Format::scales(data.scales + v * Simd::kLanes);
-      for (int t = 0; t < kTokens; ++t)
-        results.total[t][v] = Simd::fma(sums[t], scale, results.total[t][v]);
-    }
+  const std::byte* chunk = panel.data;
+  for (std::int64_t b = 0; b < blocks; b += 2, chunk += Data::kChunkBytes) {
+    prefetch<static_cast<int>(Data::kChunkBytes / 64)>(chunk);
+    add_nibble_block<Format, kTokens>(Data(chunk, 0), b, x, results);
+    if (b + 1 < blocks) add_nibble_block<Format, kTokens>(Data(chunk, 1), b + 1, x, results);
   }
   results.store(panel, 1.0f, out);
 }
 
-// One vector of rows of one block: int8 products, then one FP32 multiply-add per token.
+// One block: int8 products, then one FP32 multiply-add per token and vector of rows.
 template <class Format, int kTokens>
-void add_int8_block(const BlockData<Format>& data, std::int64_t b, int v, const Int8Row* x,
+void add_int8_block(const BlockData<Format>& data, std::int64_t b, const Int8Activations* const* x,
                     Results<kTokens>& results) {
   constexpr int kParts = Format::kBlock / static_cast<int>(kInt8Block);
-  Simd::Weights w[4 * kParts];
-  for (int i = 0; i < 2 * kParts; ++i) Simd::decode_int8(data.eight(v, i), w[2 * i], w[2 * i + 1]);
-  const F scale = Format::scales(data.scales + v * Simd::kLanes);
-  for (int t = 0; t < kTokens; ++t) {
-    const std::int64_t first = b * kParts;
-    std::int32_t offset = x[t].offsets[first];
-    for (int i = 1; i < kParts; ++i) offset += x[t].offsets[first + i];
-    Simd::Sum sum = Simd::set_sum(offset);
-    for (int i = 0; i < kParts; ++i)
-      sum = Simd::dot_block(w + 4 * i, x[t].values + (first + i) * kInt8Block, sum);
-    const F factor = Simd::mul(scale, Simd::set(x[t].scales[first]));
-    results.total[t][v] = Simd::fma(Simd::to_float(sum), factor, results.total[t][v]);
-  }
+  unroll<kVectors>([&](auto v) {
+    Simd::Weights w[4 * kParts];
+    unroll<2 * kParts>(
+        [&](auto i) { Simd::decode_int8(data.eight(v, i), w[2 * i], w[2 * i + 1]); });
+    const F scale = Format::scales(data.scales + v * Simd::kLanes);
+    unroll<kTokens>([&](auto t) {
+      const Int8Activations* block = x[t] + b * kParts;
+      std::int32_t offset = block->offset;
+      for (int i = 1; i < kParts; ++i) offset += block[i].offset;
+      Simd::Sum sum = Simd::set_sum(offset);
+      unroll<kParts>([&](auto i) { sum = Simd::dot_block(w + 4 * i, block[i].values, sum); });
+      const F factor = Simd::mul(scale, Simd::set(block->scale));
+      results.total[t][v] = Simd::fma(Simd::to_float(sum), factor, results.total[t][v]);
+    });
+    reload_activations<kTokens>();
+  });
 }
 
 template <class Format, int kTokens>
-void int8_product(const Panel& panel, const Int8Row* x, float* const* out) {
+QT_FLATTEN void int8_product(const Panel& panel, const Int8Activations* const* x,
+                             float* const* out) {
   static_assert(kInt8Group % Format::kBlock == 0);
   Results<kTokens> results;
+  using Data = BlockData<Format>;
   const std::int64_t blocks = panel.cols / Format::kBlock;
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    const BlockData<Format> data(panel.data, b);
-    prefetch<static_cast<int>(BlockData<Format>::kCodeBytes / 64) + 1>(data.codes);
-    for (int v = 0; v < kVectors; ++v) add_int8_block<Format, kTokens>(data, b, v, x, results);
+  const std::byte* chunk = panel.data;
+  for (std::int64_t b = 0; b < blocks; b += 2, chunk += Data::kChunkBytes) {
+    prefetch<static_cast<int>(Data::kChunkBytes / 64)>(chunk);
+    add_int8_block<Format, kTokens>(Data(chunk, 0), b, x, results);
+    if (b + 1 < blocks) add_int8_block<Format, kTokens>(Data(chunk, 1), b + 1, x, results);
   }
   results.store(panel, 0.5f, out);  // weights were doubled
 }

@@ -148,8 +148,7 @@ void pool(const float* const* values, const float* const* scores, std::int64_t c
 
 // ---- int8 activations ----
 
-void quantise_int8(const float* x, std::int64_t n, std::int8_t* values, std::int32_t* offsets,
-                   float* scales) {
+void quantise_int8(const float* x, std::int64_t n, Int8Activations* out) {
   for (std::int64_t begin = 0; begin < n; begin += kInt8Group) {
     const std::int64_t end = begin + kInt8Group < n ? begin + kInt8Group : n;
     // Magnitudes compare as integers, and a NaN is above them all: it spreads to the scale.
@@ -163,17 +162,17 @@ void quantise_int8(const float* x, std::int64_t n, std::int8_t* values, std::int
     float amax;
     std::memcpy(&amax, &largest, 4);
     const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax;
-    for (std::int64_t i = begin; i < end; ++i) {
-      const float shifted = x[i] * inverse + 12582912.0f;  // 1.5 · 2^23: rounds to an integer
-      std::uint32_t bits;
-      std::memcpy(&bits, &shifted, 4);
-      values[i] = static_cast<std::int8_t>(bits & 255u);
-    }
-    for (std::int64_t b = begin / kInt8Block; b < end / kInt8Block; ++b) {
+    for (std::int64_t b = begin; b < end; b += kInt8Block, ++out) {
       std::int32_t sum = 0;
-      for (std::int64_t i = 0; i < kInt8Block; ++i) sum += values[b * kInt8Block + i];
-      offsets[b] = -12 * sum;
-      scales[b] = amax / 127.0f;
+      for (std::int64_t i = 0; i < kInt8Block; ++i) {
+        const float shifted = x[b + i] * inverse + 12582912.0f;  // 1.5 · 2^23: rounds to an integer
+        std::uint32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        out->values[i] = static_cast<std::int8_t>(bits & 255u);
+        sum += out->values[i];
+      }
+      out->offset = -12 * sum;
+      out->scale = amax / 127.0f;
     }
   }
 }

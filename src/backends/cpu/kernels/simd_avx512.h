@@ -111,18 +111,17 @@ struct Simd {
   }
   /// Σ over 16 columns of w[0..3] · x, plus `offset`, per row.
   static Sum dot_block(const Weights* w, const std::int8_t* x, Sum sum) {
-    for (int i = 0; i < 4; ++i) sum = _mm512_dpbusd_epi32(sum, w[i], broadcast4(x + 4 * i));
+    // Assembly, because compilers broadcast to a register first, of which there are not enough.
+    for (int i = 0; i < 4; ++i)
+      __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w[i]), "m"(four(x + 4 * i)));
     return sum;
   }
   static Sum set_sum(std::int32_t x) { return _mm512_set1_epi32(x); }
   static F to_float(Sum x) { return _mm512_cvtepi32_ps(x); }
 
  private:
-  static __m512i broadcast4(const std::int8_t* x) {
-    std::int32_t four;
-    __builtin_memcpy(&four, x, 4);
-    return _mm512_set1_epi32(four);
-  }
+  using Four __attribute__((may_alias)) = std::int32_t;
+  static const Four& four(const std::int8_t* x) { return *reinterpret_cast<const Four*>(x); }
 };
 
 }  // namespace
