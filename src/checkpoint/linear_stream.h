@@ -21,8 +21,8 @@ namespace quatrain {
 
 class LinearStream {
  public:
-  /// Starts `threads` readers. `ring` has at least ring_bytes() of `sources`, aligned to
-  /// kAlignment; it, `checkpoint` and `sources` must outlive the stream.
+  /// Starts `threads` readers. `ring` has at least ring_bytes() of `sources`; it, `checkpoint` and
+  /// `sources` must outlive the stream.
   LinearStream(const Checkpoint& checkpoint, std::span<const LinearSource> sources,
                std::span<std::byte> ring, int threads);
   ~LinearStream();
@@ -32,14 +32,15 @@ class LinearStream {
   /// Whether next() would return at once.
   bool is_ready();
   /// The next linear; waits for it. Its memory stays until release(). Throws what reading or
-  /// checking it threw. At most kMaxHeld may be unreleased.
+  /// checking it threw. Holding up to kMaxHeld never keeps the next one from being read; who holds
+  /// more must release some while is_ready() is false.
   QuantMatrix next();
   /// Gives back the memory of the oldest linear that next() returned.
   void release();
 
   static constexpr std::int64_t kAlignment = 4096;
-  static constexpr std::int64_t kMaxHeld = 3;
-  /// Room for the largest linear, and for kMaxHeld of those that are not exceptionally large;
+  static constexpr std::int64_t kMaxHeld = 2;  ///< besides the next: an expert has three
+  /// Room for the largest linear, and for kMaxHeld + 1 of those that are not exceptionally large;
   /// `wanted` if that is more.
   static std::int64_t ring_bytes(std::span<const LinearSource> sources, std::int64_t wanted);
 

@@ -107,15 +107,28 @@ TEST(LinearStream, MayBeLeftAtAnyTime) {
   }
 }
 
-TEST(LinearStream, HoldingTooManyIsAFault) {
-  const Linears linears(6);
+// As a loader does whose device is late: many are held, and given back when the next is not there.
+TEST(LinearStream, ManyMayBeHeldWhileThereIsRoom) {
+  const Linears linears(30);
   const Checkpoint checkpoint = Checkpoint::open(linears.folder.path());
   const std::vector<LinearSource> sources = linears.sources(checkpoint);
   std::vector<std::byte> ring(static_cast<std::size_t>(LinearStream::ring_bytes(sources, 0)));
   LinearStream stream(checkpoint, sources, ring, 2);
-  for (std::int64_t i = 0; i < LinearStream::kMaxHeld; ++i) stream.next();
-  EXPECT_THROW(stream.next(), Error);
-  EXPECT_THROW(LinearStream(checkpoint, sources, std::span(ring).first(100), 2), Error);
+  int held = 0, most = 0;
+  for (const LinearSource& source : sources) {
+    for (; held > 0 && !stream.is_ready(); --held) stream.release();
+    EXPECT_EQ(decode_all(stream.next()), decode_all(checkpoint.load(source).matrix));
+    most = std::max(most, ++held);
+  }
+  EXPECT_GE(most, 1);
+}
+
+TEST(LinearStream, ASmallRingIsAFault) {
+  const Linears linears(6);
+  const Checkpoint checkpoint = Checkpoint::open(linears.folder.path());
+  const std::vector<LinearSource> sources = linears.sources(checkpoint);
+  std::vector<std::byte> ring(100);
+  EXPECT_THROW(LinearStream(checkpoint, sources, ring, 2), Error);
 }
 
 }  // namespace

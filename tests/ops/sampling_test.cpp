@@ -354,5 +354,33 @@ TEST(SamplingParams, ValidateNamesTheField) {
   }
 }
 
+// ---- Given tokens ----
+
+TEST(Scoring, GivesWhatADrawOfTheTokenWouldHave) {
+  Rng rng(19);
+  for (int i = 0; i < 50; ++i) {
+    const std::vector<float> logits = gauss_row(rng, 40, 3);
+    SamplerWorkspace workspace(40), other(40);
+    const SampleResult drawn =
+        sample_with({.logits = logits}, {.logprobs = 4}, bits_at(uniform(rng, 0, 1)), workspace);
+    const SampleResult scored = score(logits, drawn.token, 4, other);
+    EXPECT_EQ(scored.token, drawn.token);
+    EXPECT_EQ(scored.logprob, drawn.logprob);
+    EXPECT_EQ(scored.rank, drawn.rank);
+    ASSERT_EQ(scored.top.size(), 4u);
+    for (std::size_t t = 0; t < 4; ++t) EXPECT_EQ(scored.top[t].id, drawn.top[t].id);
+    if (scored.rank <= 4) {
+      EXPECT_EQ(scored.top[static_cast<std::size_t>(scored.rank - 1)].id, scored.token);
+    }
+  }
+}
+
+TEST(Scoring, RefusesRowsWithoutProbabilities) {
+  SamplerWorkspace workspace(2);
+  EXPECT_EQ(score(std::array{kNan, 1.0f}, 1, 0, workspace).status, SampleStatus::kNonFinite);
+  EXPECT_EQ(score(std::array{-kInf, -kInf}, 1, 0, workspace).status, SampleStatus::kNonFinite);
+  EXPECT_THROW((void)score(std::array{0.0f, 1.0f}, 2, 0, workspace), Error);
+}
+
 }  // namespace
 }  // namespace quatrain::testing

@@ -102,7 +102,9 @@ void CudaOps::upload(const Tensor& device, const void* host) {
     synchronize();
     return;
   }
-  if (staging_used_ + bytes > kStagingBytes) synchronize();
+  // Between steps the ring fills to one half only, so that a step never has to wait for room.
+  const std::int64_t room = step_operation == nullptr ? kStagingBytes / 2 : kStagingBytes;
+  if (staging_used_ + bytes > room) synchronize();
   char* staged = static_cast<char*>(staging_.data()) + staging_used_;
   staging_used_ += (bytes + 255) / 256 * 256;
   std::memcpy(staged, host, static_cast<std::size_t>(bytes));
