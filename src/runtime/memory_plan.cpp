@@ -76,8 +76,9 @@ DryRun dry_run(Ops& ops, const V4Config& config, const EngineOptions& options,
   return {std::max<std::int64_t>(arena.high_water(), Arena::kAlignment), operations};
 }
 
-std::string gigabytes(std::int64_t bytes) {
+std::string shown(std::int64_t bytes) {
   const auto n = static_cast<double>(bytes);
+  if (n < 1e6) return fmt::format("{:.1f} kB", n / 1e3);
   return n < 1e9 ? fmt::format("{:.1f} MB", n / 1e6) : fmt::format("{:.2f} GB", n / 1e9);
 }
 
@@ -151,24 +152,24 @@ std::int64_t MemoryPlan::missing() const {
 std::string MemoryPlan::describe() const {
   std::string text = fmt::format("memory on {}:\n", backend);
   const auto line = [&](std::string_view what, std::int64_t bytes, const std::string& remark) {
-    text += fmt::format("  {:<18} {:>10}{}{}\n", what, gigabytes(bytes), remark.empty() ? "" : "  ",
+    text += fmt::format("  {:<18} {:>10}{}{}\n", what, shown(bytes), remark.empty() ? "" : "  ",
                         remark);
   };
   line("weights", weight_bytes(), "");
   for (int g = 0; g < kWeightGroups; ++g)
-    text += fmt::format("    {:<18} {:>10}\n", name_of(static_cast<WeightGroup>(g)),
-                        gigabytes(weights[g]));
+    text +=
+        fmt::format("    {:<18} {:>10}\n", name_of(static_cast<WeightGroup>(g)), shown(weights[g]));
   line("caches", caches,
-       fmt::format("{} per token, {} sequences of {} tokens, {}", gigabytes(cache_per_token),
+       fmt::format("{} per token, {} sequences of {} tokens, {}", shown(cache_per_token),
                    options.max_num_seqs, options.max_model_len, name_of(cache_dtype)));
   line("state", state, "of sequences");
   line("scratch", scratch, fmt::format("for steps of {} tokens", options.max_num_batched_tokens));
   line("step", step, "inputs, streams, logits");
-  line("recorded steps", graphs, "estimate");
+  if (graphs > 0) line("recorded steps", graphs, "estimate");
   line("together", total(),
        memory.total == 0
            ? std::string()
-           : fmt::format("of {} free, {} in all", gigabytes(memory.free), gigabytes(memory.total)));
+           : fmt::format("of {} free, {} in all", shown(memory.free), shown(memory.total)));
   return text;
 }
 
@@ -186,18 +187,17 @@ void MemoryPlan::check() const {
           kBlockTokens * kBlockTokens;
   if (caches > lacking && fitting > 0)
     advise(fmt::format("--max-model-len {} (now {}; caches take {})", fitting,
-                       options.max_model_len, gigabytes(caches)));
+                       options.max_model_len, shown(caches)));
   if (sequences > 1)
     advise(fmt::format("--max-num-seqs below {} (each sequence takes {})", sequences,
-                       gigabytes((caches + state) / sequences)));
+                       shown((caches + state) / sequences)));
   if (options.max_num_batched_tokens > 1)
     advise(fmt::format("--max-num-batched-tokens below {} (steps take {})",
-                       options.max_num_batched_tokens, gigabytes(scratch + step)));
+                       options.max_num_batched_tokens, shown(scratch + step)));
   if (cache_dtype == DType::kF32 && backend != "cpu")
-    advise(fmt::format("--kv-cache-dtype bf16 (frees {})", gigabytes(caches / 2)));
+    advise(fmt::format("--kv-cache-dtype bf16 (frees {})", shown(caches / 2)));
   fail("not enough memory: {} are needed ({} for weights), {} are free on {}: {} are missing{}",
-       gigabytes(total()), gigabytes(weight_bytes()), gigabytes(memory.free), backend,
-       gigabytes(lacking), advice);
+       shown(total()), shown(weight_bytes()), shown(memory.free), backend, shown(lacking), advice);
 }
 
 }  // namespace quatrain
