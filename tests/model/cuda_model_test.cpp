@@ -309,7 +309,8 @@ TEST_F(CudaBatch, StepsSampleWhatTheHostWould) {
   for (const bool record : {false, true}) {
     EngineOptions o = story_options(4);
     o.record = record;
-    ModelRunner on_device(*gpu, kShippedModel, o), on_host(*gpu, kShippedModel, o);
+    CudaOps other;  // a recording holds the scratch of its backend: one runner each
+    ModelRunner on_device(*gpu, kShippedModel, o), on_host(other, kShippedModel, o);
     Session device(on_device), host(on_host);
     const auto vocab = static_cast<std::size_t>(on_host.config().vocab_size);
     SamplerWorkspace workspace(static_cast<std::int32_t>(vocab));
