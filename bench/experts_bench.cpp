@@ -2,7 +2,7 @@
 // Times the routed NVFP4 experts of one layer at V4 sizes, recorded and replayed, and prints shares
 // of the measured read bandwidth and of a given BF16 peak.
 //
-// usage: experts_bench [BF16 peak in TFLOP/s]
+// usage: experts_bench [BF16 peak in TFLOP/s [tokens...]]
 //
 // Every call of a recording routes anew, so that weights come from memory. Experts have weights of
 // their own in memory; their bytes repeat after kDistinct experts.
@@ -203,7 +203,7 @@ class Layer {
   std::unique_ptr<PackedExperts> packed_;
 };
 
-int run(double peak) {
+int run(double peak, const std::vector<std::int64_t>& only) {
   CudaOps ops;
   double read_rate = 0;
   for (const Shape& shape :
@@ -220,9 +220,12 @@ int run(double peak) {
       std::printf("%s: reads %.3f TB/s; BF16 peak %.0f TFLOP/s\n", ops.properties().name, read_rate,
                   peak);
     }
+    std::vector<std::int64_t> counts{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192};
+    if (!only.empty()) counts = only;
     for (const ExpertActivations mode : {ExpertActivations::kBf16, ExpertActivations::kFull})
-      for (const std::int64_t tokens : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192})
+      for (const std::int64_t tokens : counts)
         layer.measure(tokens, Choice::kUniform, mode, read_rate, peak);
+    if (!only.empty()) continue;
     for (const std::int64_t tokens : {16, 64, 8192})
       for (const Choice choice : {Choice::kSkewed, Choice::kOne})
         layer.measure(tokens, choice, ExpertActivations::kBf16, read_rate, peak);
@@ -235,7 +238,9 @@ int run(double peak) {
 
 int main(int argc, char** argv) {
   try {
-    return quatrain::bench::run(argc > 1 ? std::atof(argv[1]) : 790.0);
+    std::vector<std::int64_t> only;
+    for (int i = 2; i < argc; ++i) only.push_back(std::atoll(argv[i]));
+    return quatrain::bench::run(argc > 1 ? std::atof(argv[1]) : 790.0, only);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "experts_bench: %s\n", error.what());
     return 1;

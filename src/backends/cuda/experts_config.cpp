@@ -16,10 +16,7 @@ constexpr int kMostSlots = 2048;
 
 // Tokens per pass: enough for the fullest expert of a step that routes evenly, so that hardly any
 // expert's weights are read twice; narrower passes leave more of shared memory to the ring.
-int tile_tokens_for(const ExpertsProblem& p) {
-  if (p.tokens <= 8) return 8;
-  return p.tokens <= 64 ? 16 : 32;
-}
+int tile_tokens_for(const ExpertsProblem& p) { return p.tokens <= 8 ? 8 : 16; }
 
 }  // namespace
 

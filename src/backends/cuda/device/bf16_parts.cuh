@@ -17,21 +17,21 @@ __device__ inline float high_float(std::uint32_t pair) {
   return __uint_as_float(pair & 0xFFFF0000u);
 }
 
-/// Writes four numbers' parts; a row's second parts follow `padded` columns after its first.
-__device__ inline void store_parts(std::uint16_t* at, int parts, int padded, float4 x) {
+/// Writes four numbers' parts; their second parts follow `distance` columns after the first.
+__device__ inline void store_parts(std::uint16_t* at, int parts, int distance, float4 x) {
   const std::uint32_t first = bf16_pair(x.x, x.y), second = bf16_pair(x.z, x.w);
   *reinterpret_cast<uint2*>(at) = {first, second};
   if (parts == 2)
-    *reinterpret_cast<uint2*>(at + padded) = {
+    *reinterpret_cast<uint2*>(at + distance) = {
         bf16_pair(x.x - low_float(first), x.y - high_float(first)),
         bf16_pair(x.z - low_float(second), x.w - high_float(second))};
 }
 
-__device__ inline void store_parts(std::uint16_t* at, int parts, int padded, float x) {
+__device__ inline void store_parts(std::uint16_t* at, int parts, int distance, float x) {
   const __nv_bfloat16 high = __float2bfloat16_rn(x);
   at[0] = __bfloat16_as_ushort(high);
   if (parts == 2)
-    at[padded] = __bfloat16_as_ushort(__float2bfloat16_rn(x - __bfloat162float(high)));
+    at[distance] = __bfloat16_as_ushort(__float2bfloat16_rn(x - __bfloat162float(high)));
 }
 
 }  // namespace quatrain::cuda

@@ -25,8 +25,30 @@ struct TileTables {
 
 /// The expert of a slot, or −1 for padding and slots past the end.
 __device__ inline int expert_of(const RoutedTokens& routed, int slot) {
-  if (slot >= routed.tokens * routed.k || routed.batch_slots[slot / routed.k] < 0) return -1;
-  return routed.ids[slot];
+  if (slot >= routed.tokens * routed.k) return -1;
+  const int id = routed.ids[slot];
+  return routed.batch_slots[slot / routed.k] < 0 ? -1 : id;
+}
+
+/// As list_token_tiles, for up to 32 slots of which no expert has more than a tile holds; tiles are
+/// in the order of their first slot. Returns −1, with nothing done, when an expert has more.
+template <int kTileTokens>
+__device__ int list_few_tiles(const RoutedTokens& routed, const TileTables& t) {
+  const int lane = lane_id();
+  const unsigned before = (1u << lane) - 1u;
+  const int e = expert_of(routed, lane);
+  const unsigned same = __match_any_sync(kAllLanes, e);
+  const int count = e >= 0 ? __popc(same) : 0;
+  if (__any_sync(kAllLanes, count > kTileTokens)) return -1;
+  const bool leads = e >= 0 && (same & before) == 0;
+  const unsigned leaders = __ballot_sync(kAllLanes, leads);
+  const int first = warp_scan(leads ? count : 0) - (leads ? count : 0);
+  const int start = __shfl_sync(kAllLanes, first, __ffs(static_cast<int>(same)) - 1);
+  if (leads)
+    t.tiles[__popc(leaders & before)] = {static_cast<std::uint16_t>(e),
+                                         static_cast<std::uint16_t>(count), first};
+  if (e >= 0) t.sorted[start + __popc(same & before)] = static_cast<std::uint16_t>(lane);
+  return __popc(leaders);
 }
 
 /// Fills the tables and returns the number of tiles. All lanes of one warp call it.
@@ -34,6 +56,10 @@ template <int kTileTokens>
 __device__ int list_token_tiles(const RoutedTokens& routed, int experts, const TileTables& t) {
   const int lane = lane_id();
   const int slots = routed.tokens * routed.k;
+  if (slots <= kWarp) {
+    const int few = list_few_tiles<kTileTokens>(routed, t);
+    if (few >= 0) return few;
+  }
   for (int e = lane; e < experts; e += kWarp) t.offsets[e] = 0;
   __syncwarp();
   // Rank of each slot within its expert, and counts of experts.
@@ -49,21 +75,25 @@ __device__ int list_token_tiles(const RoutedTokens& routed, int experts, const T
     }
     __syncwarp();
   }
-  int first = 0, tiles = 0;
-  for (int begin = 0; begin < experts; begin += kWarp) {
-    const int e = begin + lane;
-    const int count = e < experts ? t.offsets[e] : 0;
-    const int passes = (count + kTileTokens - 1) / kTileTokens;
-    const int last = first + warp_scan(count);
-    const int last_tile = tiles + warp_scan(passes);
-    if (e < experts) t.offsets[e] = last - count;
-    for (int i = 0; i < passes; ++i)
-      t.tiles[last_tile - passes + i] = {
-          static_cast<std::uint16_t>(e),
-          static_cast<std::uint16_t>(min(kTileTokens, count - i * kTileTokens)),
-          last - count + i * kTileTokens};
-    first = __shfl_sync(kAllLanes, last, kWarp - 1);
-    tiles = __shfl_sync(kAllLanes, last_tile, kWarp - 1);
+  // Each lane lists a run of experts.
+  const int share = (experts + kWarp - 1) / kWarp;
+  const int begin = min(lane * share, experts), end = min(begin + share, experts);
+  int count = 0, passes = 0;
+  for (int e = begin; e < end; ++e) {
+    count += t.offsets[e];
+    passes += (t.offsets[e] + kTileTokens - 1) / kTileTokens;
+  }
+  int first = warp_scan(count) - count;
+  int tile = warp_scan(passes);
+  const int tiles = __shfl_sync(kAllLanes, tile, kWarp - 1);
+  tile -= passes;
+  for (int e = begin; e < end; ++e) {
+    const int slots_of_e = t.offsets[e];
+    t.offsets[e] = first;
+    for (int i = 0; i < slots_of_e; i += kTileTokens)
+      t.tiles[tile++] = {static_cast<std::uint16_t>(e),
+                         static_cast<std::uint16_t>(min(kTileTokens, slots_of_e - i)), first + i};
+    first += slots_of_e;
   }
   __syncwarp();
   for (int slot = lane; slot < slots; slot += kWarp) {

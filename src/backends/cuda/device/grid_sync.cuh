@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "backends/cuda/launch/experts.h"
+
 namespace quatrain::cuda {
 
 __device__ inline std::uint32_t load_acquire(const std::uint32_t* p) {
@@ -15,11 +17,13 @@ __device__ inline void store_release(std::uint32_t* p, std::uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
-/// Counts its own rounds, so that a grid leaves it as the next one needs it. Zero at first.
-struct GridBarrier {
+/// Counts its own rounds, so that a grid leaves it as the next one needs it. Zero at first. Those
+/// who wait and those who arrive meet different cache lines.
+struct alignas(128) GridBarrier {
   std::uint32_t arrived;
-  std::uint32_t rounds;
+  alignas(128) std::uint32_t rounds;
 };
+static_assert(sizeof(GridBarrier) == 4 * kGridBarrierWords);
 
 /// Read before this block's first arrival.
 __device__ inline std::uint32_t rounds_so_far(const GridBarrier* barrier) {

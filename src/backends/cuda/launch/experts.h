@@ -54,7 +54,8 @@ struct RoutedTokens {
   float limit = 0;            // of SwiGLU
 };
 
-/// Rows of BF16 that a projection reads: [rows, parts, padded columns].
+/// Rows of BF16 that a projection reads: [rows, parts, padded columns] for the prefill kernel,
+/// [rows, chunks, parts, 256] for the decode kernel.
 struct InputRows {
   std::uint16_t* values = nullptr;
   int slots_per_row = 1;              // slot s reads row s / slots_per_row
@@ -67,8 +68,9 @@ struct DecodeScratch {
   float* partial_sums = nullptr;  // DecodeConfig::partial_bytes
 };
 
-/// Words of DecodeScratch::sync for a grid of `blocks`.
-inline int decode_sync_words(int blocks) { return 2 + blocks; }
+/// Words of DecodeScratch::sync for a grid of `blocks`: the grid barrier's, and a flag per block.
+inline constexpr int kGridBarrierWords = 64;
+inline int decode_sync_words(int blocks) { return kGridBarrierWords + blocks; }
 
 /// One launch over one or both projections. Whichever comes first converts `source` to BF16.
 struct DecodeArgs {
@@ -89,13 +91,13 @@ struct DecodeArgs {
 /// A few tokens: bound by the bytes of the weights. A row's bits depend on nothing but the row.
 void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStream_t stream);
 
-/// Up to 256 slots of one expert: sorted[first, first + count), in one pass over its weights.
+/// Up to 128 slots of one expert: sorted[first, first + count), in one pass over its weights.
 struct PassTile {
   int expert = 0;
   int first = 0;
   int count = 0;
 };
-inline constexpr int kWidestPass = 256;
+inline constexpr int kWidestPass = 128;
 
 /// The most tiles that `slots` slots of `experts` experts make.
 inline int most_pass_tiles(int slots, int experts) {

@@ -24,7 +24,7 @@ struct ChipLimits {
 
 /// The decode kernel's shape.
 struct DecodeConfig {
-  int tile_tokens = 8;  // 8, 16 or 32 tokens of an expert per pass over its weights
+  int tile_tokens = 8;  // 8 or 16 tokens of an expert per pass over its weights
   int parts = 1;
   int stages = 0;  // buffers of the ring
   int blocks = 0;  // one per multiprocessor

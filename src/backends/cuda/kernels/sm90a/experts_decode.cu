@@ -23,6 +23,7 @@
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/nvfp4_fragments.cuh"
 #include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/device/wgmma.cuh"
 #include "backends/cuda/launch/experts_decode_layout.h"
 
 namespace quatrain::cuda {
@@ -31,7 +32,7 @@ namespace {
 constexpr int kMultipliers = 16;  // warps
 constexpr int kRowWarps = 8;      // of them along the rows
 constexpr int kMultiplierThreads = kMultipliers * kWarp;
-constexpr int kThreads = kMultiplierThreads + 2 * kWarp;
+constexpr int kThreads = kMultiplierThreads + 4 * kWarp;  // a warpgroup feeds, half of it idle
 
 // Named barriers; 0 is the whole block.
 constexpr int kMultipliersMeet = 1;
@@ -81,9 +82,11 @@ __device__ int first_piece(const Pass& pass, int tiles, int block) {
   return static_cast<int>(all * block / gridDim.x);
 }
 
+// Of one piece: by part of the inputs and parity of a pair of atoms, so that successive products do
+// not wait for each other.
 template <int kTokens, int kParts>
 struct Sums {
-  float at[kParts][kTokens / 8][4] = {};
+  float at[2 * kParts][kTokens / 8][4] = {};
 };
 
 template <int kTokens, int kParts>
@@ -107,7 +110,7 @@ class Decoder {
                reinterpret_cast<int*>(shared + layout_.offsets)};
     tile_count_ = reinterpret_cast<int*>(shared + layout_.tile_count);
     barrier_ = reinterpret_cast<GridBarrier*>(args.scratch.sync);
-    flags_ = args.scratch.sync + 2;
+    flags_ = args.scratch.sync + kGridBarrierWords;
   }
 
   __device__ void run() {
@@ -130,10 +133,12 @@ class Decoder {
     const Pass second =
         make_pass(args_.w.second, second_projection(args_.w.hidden, args_.w.inner), args_.middle);
     if (warp < kMultipliers) {
+      raise_registers<112>();
       if (args_.first) multiply_pass(first, true);
       if (args_.second) multiply_pass(second, false);
       if (args_.second) combine();
     } else {
+      lower_registers<32>();
       if (warp == kMultipliers) {
         if (args_.first) fetch_weights(first);
         if (args_.second) fetch_weights(second);
@@ -163,6 +168,12 @@ class Decoder {
     barrier_init_fence();
   }
 
+  // Where column `col` of a row's first part lies: a chunk's parts follow each other, so that one
+  // copy brings them.
+  __device__ static int part_offset(int col) {
+    return col / kChunkCols * (kParts * kChunkCols) + col % kChunkCols;
+  }
+
   // The rows of the source as BF16 parts, padded with zeros; `warp` of `warps` of the grid.
   __device__ void convert_source(int warp, int warps) {
     const int cols = args_.first ? args_.w.hidden : args_.w.inner;
@@ -175,35 +186,45 @@ class Decoder {
       const int col = static_cast<int>(i % (padded / 4)) * 4;
       float4 x = {};
       if (col < cols) x = *reinterpret_cast<const float4*>(args_.source + row * cols + col);
-      store_parts(to + row * kParts * padded + col, kParts, padded, x);
+      store_parts(to + row * kParts * padded + part_offset(col), kParts, kChunkCols, x);
     }
   }
 
   // ---- the ring ----
 
-  // Calls body(tile, row tile, chunk) for every chunk of this block's run.
+  // Calls body(tile, first, last) for every tile of tokens that this block's run meets: the chunks
+  // of an expert, row tile after row tile, follow each other in memory, and these are their
+  // numbers.
   template <class Body>
-  __device__ void for_each_chunk(const Pass& pass, Body body) {
-    const int end = first_piece(pass, tiles_, blockIdx.x + 1);
-    int index = first_piece(pass, tiles_, blockIdx.x);
-    for (Walk walk(pass, index); index < end; ++index, walk.next(pass))
-      for (int c = walk.piece * kPieceChunks; c < min((walk.piece + 1) * kPieceChunks, pass.chunks);
-           ++c)
-        body(tables_.tiles[walk.tile], walk.row_tile, c);
+  __device__ void for_each_run(const Pass& pass, Body body) {
+    const int per_tile = pass.row_tiles * pass.chunks;
+    const auto first_chunk = [&](int index) {
+      const Walk walk(pass, index);
+      return walk.tile * per_tile + walk.row_tile * pass.chunks + walk.piece * kPieceChunks;
+    };
+    const int end = first_chunk(first_piece(pass, tiles_, blockIdx.x + 1));
+    for (int at = first_chunk(first_piece(pass, tiles_, blockIdx.x)); at < end;) {
+      const int tile = at / per_tile;
+      const int last = min(end, (tile + 1) * per_tile);
+      body(tables_.tiles[tile], at - tile * per_tile, last - tile * per_tile);
+      at = last;
+    }
   }
 
   __device__ void fetch_weights(const Pass& pass) {
     if (lane_id() != 0) return;
     const std::uint64_t policy = evict_first_policy();
-    for_each_chunk(pass, [&](const TokenTile& tile, int row_tile, int chunk) {
-      barrier_wait(empty_ + position_.at, position_.parity ^ 1u);
-      Barrier* full = full_ + position_.at;
-      barrier_expect(full, kTileBytes + tile.count * kParts * kChunkCols * 2);
-      bulk_copy(ring_ + position_.at * kStageBytes,
-                pass.weights + tile.expert * pass.expert_bytes +
-                    (std::int64_t{row_tile} * pass.chunks + chunk) * kTileBytes,
-                kTileBytes, full, policy);
-      position_.next(stages_);
+    for_each_run(pass, [&](const TokenTile& tile, int first, int last) {
+      const std::uint8_t* from =
+          pass.weights + tile.expert * pass.expert_bytes + std::int64_t{first} * kTileBytes;
+      const std::uint32_t bytes = kTileBytes + tile.count * kParts * kChunkCols * 2;
+      for (int c = first; c < last; ++c, from += kTileBytes) {
+        barrier_wait(empty_ + position_.at, position_.parity ^ 1u);
+        barrier_expect(full_ + position_.at, bytes);
+        bulk_copy(ring_ + position_.at * kStageBytes, from, kTileBytes, full_ + position_.at,
+                  policy);
+        position_.next(stages_);
+      }
     });
   }
 
@@ -212,19 +233,21 @@ class Decoder {
     if (lane_id() == 0) wait_for_round(barrier_, rounds_before_, round);
     __syncwarp();
     async_proxy_fence();
-    for_each_chunk(pass, [&](const TokenTile& tile, int, int chunk) {
-      barrier_wait(empty_ + position_.at, position_.parity ^ 1u);
-      if (lane_id() < tile.count) {
-        const int row = tables_.sorted[tile.first + lane_id()] / pass.inputs.slots_per_row;
-        const std::uint16_t* from =
-            pass.inputs.values + std::int64_t{row} * kParts * pass.padded_cols + chunk * kChunkCols;
-        std::uint8_t* to =
-            ring_ + position_.at * kStageBytes + kTileBytes + lane_id() * kTokenStride;
-        for (int p = 0; p < kParts; ++p)
-          bulk_copy(to + p * kChunkCols * 2, from + p * pass.padded_cols, kChunkCols * 2,
+    constexpr int kBytes = kParts * kChunkCols * 2;
+    std::uint8_t* to = ring_ + kTileBytes + lane_id() * kTokenStride;
+    for_each_run(pass, [&](const TokenTile& tile, int first, int last) {
+      const bool brings = lane_id() < tile.count;
+      const int slot = tables_.sorted[tile.first + (brings ? lane_id() : 0)];
+      const std::int64_t row = slot / pass.inputs.slots_per_row;
+      const std::uint16_t* inputs = pass.inputs.values + row * kParts * pass.padded_cols;
+      for (int i = first, c = first % pass.chunks; i < last; ++i) {
+        barrier_wait(empty_ + position_.at, position_.parity ^ 1u);
+        if (brings)
+          bulk_copy(to + position_.at * kStageBytes, inputs + c * (kBytes / 2), kBytes,
                     full_ + position_.at);
+        if (++c == pass.chunks) c = 0;
+        position_.next(stages_);
       }
-      position_.next(stages_);
     });
   }
 
@@ -233,37 +256,64 @@ class Decoder {
   __device__ int row_warp() const { return warp_id() % kRowWarps; }
   __device__ int half() const { return warp_id() / kRowWarps; }
 
-  // sums += this warp's 16 rows and half of the columns of the next chunk.
-  __device__ void multiply_chunk(int groups, Sums<kTokens, kParts>& sums) {
-    const std::uint8_t* stage = ring_ + position_.at * kStageBytes;
-    const std::uint8_t* chunk = stage + row_warp() / 4 * kChunkBytes;
-    const int lane = lane_id();
-    const std::uint8_t* inputs = stage + kTileBytes + lane % 8 * kTokenStride +
-                                 half() * (kChunkCols / 2) * 2 + lane / 8 * 16;
-    barrier_wait(full_ + position_.at, position_.parity);
-    const Slab slabs[2] = {load_slab(chunk, row_warp() % 4 * 4 + half() * 2, lane),
-                           load_slab(chunk, row_warp() % 4 * 4 + half() * 2 + 1, lane)};
+  // Takes this warp's part of the codes of the next chunk, when it is there.
+  __device__ void load_codes() {
+    barrier_wait(full_ + ahead_.at, ahead_.parity);
+    const std::uint8_t* chunk = ring_ + ahead_.at * kStageBytes + row_warp() / 4 * kChunkBytes;
+    const int slab = row_warp() % 4 * 4 + half() * 2;
+    codes_[0] = load_slab(chunk, slab, lane_id());
+    codes_[1] = load_slab(chunk, slab + 1, lane_id());
+    ahead_.next(stages_);
+  }
+
+  // The inputs of 8 tokens, group n, in 32 columns of this warp's half.
+  __device__ void load_inputs(std::uint32_t (&b)[kParts][4], int n, int pair) const {
+    const std::uint8_t* at = ring_ + position_.at * kStageBytes + kTileBytes +
+                             (n * 8 + lane_id() % 8) * kTokenStride + half() * kChunkCols +
+                             pair * 64 + lane_id() / 8 * 16;
+#pragma unroll
+    for (int p = 0; p < kParts; ++p)
+      ldmatrix_x4(b[p], reinterpret_cast<const __nv_bfloat16*>(at + p * kChunkCols * 2));
+  }
+
+  // sums += this warp's 16 rows and half of the columns of the chunk whose codes it has; takes the
+  // codes of the next one first, so that their latency passes meanwhile.
+  __device__ void multiply_chunk(int groups, bool is_last, Sums<kTokens, kParts>& sums) {
+    // The first tokens' inputs all at once, where registers allow it.
+    constexpr bool kLoadsAhead = kTokens == 8 || kParts == 1;
+    std::uint32_t first[4][kParts][4];
+#pragma unroll
+    for (int pair = 0; pair < 4 && kLoadsAhead; ++pair) load_inputs(first[pair], 0, pair);
+    const Slab codes[2] = {codes_[0], codes_[1]};
+    if (!is_last) load_codes();
 #pragma unroll
     for (int pair = 0; pair < 4; ++pair) {
       std::uint32_t a[2][4];
-      decode_slab_atom(slabs[pair / 2], pair % 2 * 2, a[0]);
-      decode_slab_atom(slabs[pair / 2], pair % 2 * 2 + 1, a[1]);
+      decode_slab_atom(codes[pair / 2], pair % 2 * 2, a[0]);
+      decode_slab_atom(codes[pair / 2], pair % 2 * 2 + 1, a[1]);
+      if constexpr (!kLoadsAhead) load_inputs(first[pair], 0, pair);
+      multiply_pair(a, first[pair], 0, pair % 2, sums);
 #pragma unroll
-      for (int n = 0; n < kGroups; ++n) {
+      for (int n = 1; n < kGroups; ++n) {
         if (n >= groups) break;
-#pragma unroll
-        for (int p = 0; p < kParts; ++p) {
-          std::uint32_t b[4];
-          ldmatrix_x4(b, reinterpret_cast<const __nv_bfloat16*>(inputs + n * 8 * kTokenStride +
-                                                                p * kChunkCols * 2 + pair * 64));
-          mma_bf16(sums.at[p][n], a[0], b[0], b[1]);
-          mma_bf16(sums.at[p][n], a[1], b[2], b[3]);
-        }
+        std::uint32_t b[kParts][4];
+        load_inputs(b, n, pair);
+        multiply_pair(a, b, n, pair % 2, sums);
       }
     }
     __syncwarp();
-    if (lane == 0) barrier_arrive(empty_ + position_.at);
+    if (lane_id() == 0) barrier_arrive(empty_ + position_.at);
     position_.next(stages_);
+  }
+
+  __device__ static void multiply_pair(const std::uint32_t (&a)[2][4],
+                                       const std::uint32_t (&b)[kParts][4], int n, int parity,
+                                       Sums<kTokens, kParts>& sums) {
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      mma_bf16(sums.at[2 * p + parity][n], a[0], b[p][0], b[p][1]);
+      mma_bf16(sums.at[2 * p + parity][n], a[1], b[p][2], b[p][3]);
+    }
   }
 
   using Totals = float[kGroups][4];
@@ -274,17 +324,21 @@ class Decoder {
     Walk walk(pass, begin);
     bool owned = walk.piece == 0;
     Totals totals = {};
+    if (begin < end) load_codes();
     for (int index = begin; index < end; ++index) {
       const TokenTile tile = tables_.tiles[walk.tile];
       const int groups = (tile.count + 7) / 8;
       Sums<kTokens, kParts> sums;
       const int chunks = min(kPieceChunks, pass.chunks - walk.piece * kPieceChunks);
-      for (int c = 0; c < chunks; ++c) multiply_chunk(groups, sums);
+      for (int c = 0; c < chunks; ++c)
+        multiply_chunk(groups, c == chunks - 1 && index == end - 1, sums);
 #pragma unroll
       for (int n = 0; n < kGroups; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if constexpr (kParts == 2) sums.at[0][n][i] += sums.at[1][n][i];
+        for (int i = 0; i < 4; ++i) {
+          sums.at[0][n][i] += sums.at[1][n][i];
+          if constexpr (kParts == 2) sums.at[0][n][i] += sums.at[2][n][i] + sums.at[3][n][i];
+        }
       if (owned)
         add(sums.at[0], totals);
       else
@@ -417,8 +471,8 @@ class Decoder {
       return;
     }
     const int padded = padded_to(args_.w.inner, kChunkCols);
-    store_parts(args_.middle.values + std::int64_t{slot} * kParts * padded + col, kParts, padded,
-                h);
+    store_parts(args_.middle.values + std::int64_t{slot} * kParts * padded + part_offset(col),
+                kParts, kChunkCols, h);
   }
 
   __device__ void store_output(int expert, int row_tile, int slot, float unit, float low,
@@ -465,7 +519,9 @@ class Decoder {
   std::uint32_t rounds_before_ = 0;
   std::uint32_t arrivals_ = 0;  // of the first thread
   int tiles_ = 0;
-  RingPosition position_;
+  RingPosition position_;  // of this warp's role in the ring
+  RingPosition ahead_;     // a multiplier's next codes
+  Slab codes_[2];
 };
 
 template <int kTokens, int kParts>
@@ -481,14 +537,9 @@ using Kernel = void (*)(DecodeArgs, int);
 
 Kernel kernel_for(const DecodeConfig& config) {
   const bool two = config.parts == 2;
-  switch (config.tile_tokens) {
-    case 8:
-      return two ? experts_decode_kernel<8, 2> : experts_decode_kernel<8, 1>;
-    case 16:
-      return two ? experts_decode_kernel<16, 2> : experts_decode_kernel<16, 1>;
-    default:
-      return two ? experts_decode_kernel<32, 2> : experts_decode_kernel<32, 1>;
-  }
+  if (config.tile_tokens == 8)
+    return two ? experts_decode_kernel<8, 2> : experts_decode_kernel<8, 1>;
+  return two ? experts_decode_kernel<16, 2> : experts_decode_kernel<16, 1>;
 }
 
 }  // namespace
@@ -511,7 +562,6 @@ void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStre
   launch.stream = stream;
   launch.attrs = attributes;
   launch.numAttrs = 2;
-
   QT_CUDA(cudaLaunchKernelEx(&launch, kernel, args, config.stages));
 }
 
