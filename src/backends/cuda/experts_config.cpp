@@ -26,7 +26,7 @@ DecodeConfig decode_config(const ExpertsProblem& p, const ChipLimits& chip) {
   DecodeConfig config{.tile_tokens = tile_tokens_for(p), .parts = p.parts};
   const int fixed = decode_layout(p, config.tile_tokens, 0).bytes + 16 * kMaxStages;
   const int stage_bytes = decode_stage_bytes(config.tile_tokens, p.parts);
-  config.stages = std::min(kMaxStages, (chip.shared_bytes - fixed) / stage_bytes);
+  config.stages = std::min(kMaxStages, (chip.shared_bytes - fixed) / stage_bytes / 2 * 2);
   if (config.stages < 2)
     fail("experts: {} tokens of {} experts need {} bytes of shared memory, a block has {}",
          p.tokens, p.experts, fixed + 2 * stage_bytes, chip.shared_bytes);

@@ -26,7 +26,7 @@ struct ChipLimits {
 struct DecodeConfig {
   int tile_tokens = 8;  // 8 or 16 tokens of an expert per pass over its weights
   int parts = 1;
-  int stages = 0;  // buffers of the ring
+  int stages = 0;  // buffers of the ring, an even number
   int blocks = 0;  // one per multiprocessor
   int shared_bytes = 0;
   std::int64_t partial_bytes = 0;  // DecodeScratch::partial_sums

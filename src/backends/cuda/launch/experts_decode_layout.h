@@ -20,7 +20,7 @@ QT_HOST_DEVICE constexpr int decode_stage_bytes(int tile_tokens, int parts) {
 
 /// Byte offsets into shared memory; the ring starts at 0.
 struct DecodeLayout {
-  int halves;  // sums of the right halves of the columns
+  int halves;  // sums of the warps that take every second chunk
   int barriers;
   int tiles, sorted, ranks, offsets, tile_count;
   int bytes;

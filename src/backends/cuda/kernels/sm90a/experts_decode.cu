@@ -12,7 +12,7 @@
 // One warp keeps a ring of chunks filled with bulk copies; it runs ahead over tiles, experts and
 // into the second projection, whose weights do not depend on the first. Another warp adds the
 // tokens' inputs to each buffer, as soon as the grid has made them. Sixteen warps multiply: warp w
-// takes rows 16 (w mod 8) of a tile, and the left or the right half of each chunk.
+// takes rows 16 (w mod 8) of a tile, and one of the two chunks of each piece.
 #include <algorithm>
 
 #include "backends/cuda/cuda_check.h"
@@ -163,7 +163,7 @@ class Decoder {
     if (lane_id() != 0) return;
     for (int s = 0; s < stages_; ++s) {
       barrier_init(full_ + s, 1);
-      barrier_init(empty_ + s, kMultipliers);
+      barrier_init(empty_ + s, kRowWarps);
     }
     barrier_init_fence();
   }
@@ -256,54 +256,40 @@ class Decoder {
   __device__ int row_warp() const { return warp_id() % kRowWarps; }
   __device__ int half() const { return warp_id() / kRowWarps; }
 
-  // Takes this warp's part of the codes of the next chunk, when it is there.
-  __device__ void load_codes() {
-    barrier_wait(full_ + ahead_.at, ahead_.parity);
-    const std::uint8_t* chunk = ring_ + ahead_.at * kStageBytes + row_warp() / 4 * kChunkBytes;
-    const int slab = row_warp() % 4 * 4 + half() * 2;
-    codes_[0] = load_slab(chunk, slab, lane_id());
-    codes_[1] = load_slab(chunk, slab + 1, lane_id());
-    ahead_.next(stages_);
-  }
-
-  // The inputs of 8 tokens, group n, in 32 columns of this warp's half.
-  __device__ void load_inputs(std::uint32_t (&b)[kParts][4], int n, int pair) const {
-    const std::uint8_t* at = ring_ + position_.at * kStageBytes + kTileBytes +
-                             (n * 8 + lane_id() % 8) * kTokenStride + half() * kChunkCols +
+  // The inputs of 8 tokens, group n, in columns [32 pair, 32 pair + 32) of a chunk.
+  __device__ void load_inputs(std::uint32_t (&b)[kParts][4], const std::uint8_t* stage, int n,
+                              int pair) const {
+    const std::uint8_t* at = stage + kTileBytes + (n * 8 + lane_id() % 8) * kTokenStride +
                              pair * 64 + lane_id() / 8 * 16;
 #pragma unroll
     for (int p = 0; p < kParts; ++p)
       ldmatrix_x4(b[p], reinterpret_cast<const __nv_bfloat16*>(at + p * kChunkCols * 2));
   }
 
-  // sums += this warp's 16 rows and half of the columns of the chunk whose codes it has; takes the
-  // codes of the next one first, so that their latency passes meanwhile.
-  __device__ void multiply_chunk(int groups, bool is_last, Sums<kTokens, kParts>& sums) {
-    // The first tokens' inputs all at once, where registers allow it.
-    constexpr bool kLoadsAhead = kTokens == 8 || kParts == 1;
-    std::uint32_t first[4][kParts][4];
+  // sums += this warp's 16 rows of the chunk at `at`.
+  __device__ void multiply_chunk(RingPosition at, int groups, Sums<kTokens, kParts>& sums) {
+    const std::uint8_t* stage = ring_ + at.at * kStageBytes;
+    barrier_wait(full_ + at.at, at.parity);
 #pragma unroll
-    for (int pair = 0; pair < 4 && kLoadsAhead; ++pair) load_inputs(first[pair], 0, pair);
-    const Slab codes[2] = {codes_[0], codes_[1]};
-    if (!is_last) load_codes();
+    for (int i = 0; i < 4; ++i) {
+      const Slab slab =
+          load_slab(stage + row_warp() / 4 * kChunkBytes, row_warp() % 4 * 4 + i, lane_id());
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      std::uint32_t a[2][4];
-      decode_slab_atom(codes[pair / 2], pair % 2 * 2, a[0]);
-      decode_slab_atom(codes[pair / 2], pair % 2 * 2 + 1, a[1]);
-      if constexpr (!kLoadsAhead) load_inputs(first[pair], 0, pair);
-      multiply_pair(a, first[pair], 0, pair % 2, sums);
+      for (int pair = 0; pair < 2; ++pair) {
+        std::uint32_t a[2][4];
+        decode_slab_atom(slab, pair * 2, a[0]);
+        decode_slab_atom(slab, pair * 2 + 1, a[1]);
 #pragma unroll
-      for (int n = 1; n < kGroups; ++n) {
-        if (n >= groups) break;
-        std::uint32_t b[kParts][4];
-        load_inputs(b, n, pair);
-        multiply_pair(a, b, n, pair % 2, sums);
+        for (int n = 0; n < kGroups; ++n) {
+          if (n > 0 && n >= groups) break;
+          std::uint32_t b[kParts][4];
+          load_inputs(b, stage, n, i * 2 + pair);
+          multiply_pair(a, b, n, pair, sums);
+        }
       }
     }
     __syncwarp();
-    if (lane_id() == 0) barrier_arrive(empty_ + position_.at);
-    position_.next(stages_);
+    if (lane_id() == 0) barrier_arrive(empty_ + at.at);
   }
 
   __device__ static void multiply_pair(const std::uint32_t (&a)[2][4],
@@ -323,15 +309,18 @@ class Decoder {
     const int end = first_piece(pass, tiles_, blockIdx.x + 1);
     Walk walk(pass, begin);
     bool owned = walk.piece == 0;
+    // A buffer must belong to the same half of the warps in every round of the ring, or one half
+    // could take a round for the one before. The number of buffers is even, so alternate chunks do
+    // while every piece has two.
+    const bool takes_turns = pass.chunks % kPieceChunks == 0;
     Totals totals = {};
-    if (begin < end) load_codes();
     for (int index = begin; index < end; ++index) {
       const TokenTile tile = tables_.tiles[walk.tile];
       const int groups = (tile.count + 7) / 8;
       Sums<kTokens, kParts> sums;
       const int chunks = min(kPieceChunks, pass.chunks - walk.piece * kPieceChunks);
-      for (int c = 0; c < chunks; ++c)
-        multiply_chunk(groups, c == chunks - 1 && index == end - 1, sums);
+      for (int c = 0; c < chunks; ++c, position_.next(stages_))
+        if (half() == (takes_turns ? c : 0)) multiply_chunk(position_, groups, sums);
 #pragma unroll
       for (int n = 0; n < kGroups; ++n)
 #pragma unroll
@@ -424,7 +413,7 @@ class Decoder {
 
   // ---- results ----
 
-  // Adds the two halves of the columns and hands the sums over.
+  // Adds the sums of the two halves of the warps and hands the sums over.
   __device__ void finish_tile(bool is_first, const Pass& pass, const TokenTile& tile, int row_tile,
                               Totals& totals) {
     float4* at = halves_ + row_warp() * kGroups * kWarp + lane_id();
@@ -520,8 +509,6 @@ class Decoder {
   std::uint32_t arrivals_ = 0;  // of the first thread
   int tiles_ = 0;
   RingPosition position_;  // of this warp's role in the ring
-  RingPosition ahead_;     // a multiplier's next codes
-  Slab codes_[2];
 };
 
 template <int kTokens, int kParts>

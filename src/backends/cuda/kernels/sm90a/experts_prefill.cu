@@ -124,7 +124,8 @@ class PendingStages {
   }
 
  private:
-  static constexpr int kPending = 2;
+  // All but the one being filled: it takes that much under way to keep the tensor cores fed.
+  static constexpr int kPending = kTokenStages - 1;
   __device__ void report() {
     async_proxy_fence();
     barrier_arrive(shared_.tokens_full + oldest_.at);
