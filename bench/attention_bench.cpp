@@ -165,6 +165,7 @@ int copies(double touched) { return static_cast<int>(std::clamp(3e8 / touched, 2
 void bench_attend(CudaOps& ops, const Case& c, const char* model, std::int64_t heads,
                   std::int64_t ratio, std::int64_t topk) {
   Arrays arrays(ops);
+  ops.reserve({.rows = c.rows, .context = c.context, .slots = c.rows});
   const double entry = ops.cache_dtype() == DType::kU8 ? 584 : 1024;
   const std::int64_t per_block = ratio > 0 ? kBlockTokens / ratio : 1;
   const std::int64_t blocks = static_cast<std::int64_t>(kPoolBytes / entry) / per_block;
@@ -206,6 +207,7 @@ void bench_attend(CudaOps& ops, const Case& c, const char* model, std::int64_t h
                     .entries = {.rows = ratio > 0 ? pool : Tensor(), .ratio = ratio},
                     .selected = selected,
                     .sinks = sinks,
+                    .inv_freq = {},
                     .out = out});
   }
   const double us = time_us(ops, calls, [&] {

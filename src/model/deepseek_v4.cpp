@@ -171,11 +171,10 @@ Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const Laye
                    .entries = cache.entries,
                    .selected = selected,
                    .sinks = a.sinks,
+                   .inv_freq = inv_freq,  // values carried their rotation into the output
                    .out = o});
   step.ops.kv_store({.batch = batch, .latents = kv, .ring = cache.ring});
 
-  // Values carried their rotation into the output: undo it at the query's position.
-  step.ops.rope({.x = o, .positions = batch.positions, .inv_freq = inv_freq, .inverse = true});
   Tensor u = step.make({tokens, groups, config_.o_lora_rank});
   step.ops.grouped_linear(
       {.x = o.reshaped({tokens, groups, heads / groups * n}), .w = a.wo_a.get(), .out = u});

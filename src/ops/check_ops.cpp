@@ -139,6 +139,8 @@ void check_shapes(const op::Attend& a) {
   expect(a.kName, "sinks", a.sinks, {heads});
   expect(a.kName, "out", a.out, {tokens, heads, width});
   if (a.entries.rows) expect_pool(a.kName, a.entries, latent_row(a.entries.rows, width));
+  QT_CHECK(!a.inv_freq || 2 * a.inv_freq.dim(0) <= width, "attend: {} pairs in rows of {}",
+           a.inv_freq.dim(0), width);
   if (a.selected) expect(a.kName, "selected", a.selected, {tokens, a.selected.dim(1)});
 }
 

@@ -362,6 +362,7 @@ op::Attend mirrored(op::Attend a, M& m) {
   a.entries.rows = m.state(a.entries.rows);
   a.selected = m.in(a.selected);
   a.sinks = m.constant(a.sinks);
+  a.inv_freq = m.constant(a.inv_freq);
   a.out = m.out("out", a.out);
   return a;
 }

@@ -243,7 +243,8 @@ struct IndexSelect {
 
 // One softmax over window ∪ entries with a per-head sink in the denominator (2.4). Window keys of
 // this step come from `latents`, earlier ones from `ring`. Entries: none (ratio 0), the selected
-// ones, or, when `selected` is empty, all ⌊(t+1)/r⌋ that are complete.
+// ones, or, when `selected` is empty, all ⌊(t+1)/r⌋ that are complete. Values carry their rotation
+// into the output; with inv_freq it is undone there, at the query's position (2.4).
 struct Attend {
   static constexpr const char* kName = "attend";
   Batch batch;
@@ -253,6 +254,7 @@ struct Attend {
   RowPool entries;  // rows empty for ratio 0
   Tensor selected;  // I32 [T, topk] or empty
   Tensor sinks;     // F32 [H]
+  Tensor inv_freq;  // F32 [rope_dim / 2], or empty to leave `out` rotated
   Tensor out;       // [T, H, n]
   template <class F>
   void fields(F&& f) const {

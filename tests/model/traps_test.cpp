@@ -65,10 +65,10 @@ TEST(Traps, Trap03OutputIsRotatedBackAtTheQuery) {
   Watched watched(model);
   std::vector<std::int32_t> positions;
   bool undone = false;
-  watched.spy.on_rope = [&](const op::Rope& a) {
-    if (!a.inverse) return;
-    undone = true;
-    positions.assign(a.positions.i32(), a.positions.i32() + a.positions.elements());
+  watched.spy.on_attend = [&](const op::Attend& a) {
+    undone = static_cast<bool>(a.inv_freq);
+    const Tensor& at = a.batch.positions;
+    positions.assign(at.i32(), at.i32() + at.elements());
   };
   watched.run_at(500, {1, 2, 3});
   EXPECT_TRUE(undone);
@@ -89,6 +89,7 @@ TEST(Traps, Trap04EachLayerKindHasItsOwnFrequencies) {
   };
   watched.spy.on_rope = [&](const op::Rope& a) { check(a.inv_freq); };
   watched.spy.on_compress = [&](const op::Compress& a) { check(a.inv_freq); };
+  watched.spy.on_attend = [&](const op::Attend& a) { check(a.inv_freq); };
   // The queries of layers 0 and 1 at a position where the two differ widely.
   std::vector<float> before, after;
   watched.spy.after_rms_norm = [&](const op::RmsNorm& a) {
@@ -117,12 +118,14 @@ TEST(Traps, Trap05NoYarnOnWindowLayersAndMtp) {
   o.mtp = true;
   Watched watched(model, o);
   int seen = 0;
-  watched.spy.on_rope = [&](const op::Rope& a) {
+  const auto check = [&](const Tensor& inv_freq) {
     if (watched.spy.current_layer() == 1) return;
-    expect_close(values_of(a.inv_freq),
-                 reference::to_double(reference::frequencies(8, 10000, false)), 1e-7);
+    expect_close(values_of(inv_freq), reference::to_double(reference::frequencies(8, 10000, false)),
+                 1e-7);
     seen += watched.spy.current_layer() == 2 ? 1 : 0;
   };
+  watched.spy.on_rope = [&](const op::Rope& a) { check(a.inv_freq); };
+  watched.spy.on_attend = [&](const op::Attend& a) { check(a.inv_freq); };
   watched.run_at(0, {1, 2});
   const std::vector<std::int32_t> next = {2, 3};
   watched.loaded.runner->step_mtp(0, next);

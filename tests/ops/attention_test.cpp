@@ -46,7 +46,8 @@ struct World {
 };
 
 // One attend over `chunks`; NaN in padded rows, in the ring's and the pool's unused rows.
-std::vector<float> run_attend(Ops& ops, const World& world, const std::vector<Chunk>& chunks) {
+std::vector<float> run_attend(Ops& ops, const World& world, const std::vector<Chunk>& chunks,
+                              const std::vector<float>& frequencies = {}) {
   ops.reserve(roomy_limits());
   const Step step(ops, chunks, kSlots);
   const std::int64_t rows = step.rows(), n = world.width, window = world.window;
@@ -88,6 +89,11 @@ std::vector<float> run_attend(Ops& ops, const World& world, const std::vector<Ch
   std::optional<Ints> selected_in;
   if (world.topk > 0)
     selected_in.emplace(ops, std::initializer_list<std::int64_t>{rows, world.topk}, selected);
+  std::optional<Floats> freq;
+  if (!frequencies.empty())
+    freq.emplace(ops,
+                 std::initializer_list<std::int64_t>{static_cast<std::int64_t>(frequencies.size())},
+                 frequencies);
   const Tensor none;
   in_step([&] {
     ops.attend({.batch = step.batch(),
@@ -97,6 +103,7 @@ std::vector<float> run_attend(Ops& ops, const World& world, const std::vector<Ch
                 .entries = {.rows = world.ratio ? pool_in.tensor() : none, .ratio = world.ratio},
                 .selected = selected_in ? selected_in->tensor() : none,
                 .sinks = sinks,
+                .inv_freq = freq ? freq->tensor() : none,
                 .out = out});
   });
   return out.values();
@@ -149,6 +156,24 @@ TEST_P(Attend, KeepsItsBitsForAnyThreadsAndBatchMates) {
             << "sequence " << c.slot << " alone";
       }
       row += c.count;
+    }
+  }
+}
+
+TEST_P(Attend, RotatesTheOutputBackAtTheQuery) {
+  const World world = GetParam();
+  const std::vector<float> frequencies = {1.0f, 0.01f};
+  CpuOps ops(2);
+  const std::vector<float> plain = run_attend(ops, world, kMixed);
+  const std::vector<float> found = run_attend(ops, world, kMixed, frequencies);
+  const Step step(ops, kMixed, kSlots);
+  for (std::int64_t r = 0; r < step.rows(); ++r) {
+    const auto i = static_cast<std::size_t>(r);
+    if (step.slot[i] < 0) continue;
+    for (std::int64_t h = r * world.heads; h < (r + 1) * world.heads; ++h) {
+      reference::Row row = reference::to_double(rows_of(plain, h, 1, world.width));
+      reference::rotate(row, frequencies, step.position[i], -1);
+      expect_close(rows_of(found, h, 1, world.width), row, 1e-5);
     }
   }
 }

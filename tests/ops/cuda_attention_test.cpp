@@ -289,6 +289,7 @@ class CudaAttend : public CudaTest {
                    }));
     const Floats latents_in(ops, {rows, n}, latents), out(ops, {rows, a.heads, n});
     const Floats sinks(ops, {a.heads}, Random(11).normals(a.heads, 2));
+    const Floats freq(ops, {5}, {1.0f, 0.013f, 0.0007f, 0.3f, 0.09f});
     const CacheArray ring_in(ops, {kSlots, a.window, n}, ring), pool_in(ops, {pool_rows, n}, pool);
     std::optional<Ints> selected_in;
     if (a.topk > 0)
@@ -301,6 +302,7 @@ class CudaAttend : public CudaTest {
                 .entries = {.rows = a.ratio > 0 ? entries : none, .ratio = a.ratio},
                 .selected = selected_in ? selected_in->tensor() : none,
                 .sinks = sinks,
+                .inv_freq = freq,
                 .out = out});
     return out.values();
   }
@@ -407,6 +409,7 @@ class Layer {
                  .entries = pool,
                  .selected = {},
                  .sinks = sinks,
+                 .inv_freq = {},
                  .out = out});
     ops_.kv_store({.batch = step.batch(), .latents = latents, .ring = ring_});
     return out.values();

@@ -194,6 +194,7 @@ TEST_F(CudaPackedCache, AttentionReadsTheSameValues) {
                     .entries = {.rows = pool, .ratio = 4},
                     .selected = selected,
                     .sinks = sinks,
+                    .inv_freq = {},
                     .out = out});
         return out.values();
       };

@@ -179,6 +179,7 @@ TEST_F(Checked, RefusesShapesOfAttention) {
                     .entries = {.rows = f32({32, 8}), .ratio = 4},
                     .selected = i32({3, 5}),
                     .sinks = f32({2}),
+                    .inv_freq = {},
                     .out = f32({3, 2, 8})};
   attend.sinks = f32({3});
   expect_refused([&] { ops.attend(attend); }, {"attend", "sinks", "[ 2 ]"});
@@ -327,6 +328,7 @@ TEST(Cost, OfAttentionCountsVisibleKeys) {
                   .entries = {},
                   .selected = {},
                   .sinks = f32({2}),
+                  .inv_freq = {},
                   .out = f32({3, 2, 8})};
   // `keys` that a row sees, `read` by all: rows of one sequence share what they read, and three
   // rows belong to two sequences at least.

@@ -153,6 +153,7 @@ struct OneQuery {
                   .entries = {.rows = ratio ? pool_in.tensor() : none, .ratio = ratio},
                   .selected = k ? chosen.tensor() : none,
                   .sinks = sinks,
+                  .inv_freq = {},
                   .out = out});
     });
     return out.values();
@@ -479,6 +480,7 @@ TEST(Traps, Trap53PoolAddressesAreWiderThan32Bits) {
                 .entries = {.rows = pool, .ratio = 4},
                 .selected = {},
                 .sinks = sinks,
+                .inv_freq = {},
                 .out = out});
   });
   EXPECT_NEAR(out.values()[511], 2.0 / 5, 1e-6);

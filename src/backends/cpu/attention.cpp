@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "backends/cpu/cpu_ops.h"
+#include "backends/cpu/row_math.h"
 #include "backends/cpu/sequence_view.h"
 
 namespace quatrain {
@@ -136,6 +137,13 @@ void CpuOps::attend(const op::Attend& args) {
                                     .scale = 1.0f / std::sqrt(static_cast<float>(width)),
                                     .scores = thread_scores(thread),
                                     .out = out});
+                   if (!args.inv_freq) continue;
+                   const std::int64_t pairs = args.inv_freq.dim(0);
+                   RopeAngles& angles = thread_angles_[static_cast<std::size_t>(thread)];
+                   angles.set(args.inv_freq.f32(), pairs,
+                              static_cast<float>(batch.positions.i32()[r]));
+                   for (std::int64_t h = 1; h <= share; ++h)
+                     angles.rotate(out + h * width - 2 * pairs, true);
                  }
                });
 }

@@ -119,6 +119,8 @@ class CudaOps final : public Ops {
   Buffer index_scores_;
   std::int64_t index_score_rows_ = 0;
 
+  Buffer step_latents_;  // scratch of attend: F16 [T, n]
+
   // Scratch of experts(), by slot = t * k + i.
   struct ExpertScratch {
     Buffer offsets;     // I32 [E + 1] first sorted position of each expert

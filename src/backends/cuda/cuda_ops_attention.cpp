@@ -73,15 +73,21 @@ void CudaOps::attend(const op::Attend& args) {
                                    .entries = view_of(args.entries, CacheContent::kLatents, width),
                                    .selected = args.selected ? i32(args.selected) : nullptr,
                                    .sinks = f32(args.sinks),
+                                   .inv_freq = args.inv_freq ? f32(args.inv_freq) : nullptr,
+                                   .pairs = args.inv_freq ? extent(args.inv_freq, 0) : 0,
                                    .heads = extent(args.q, 1),
                                    .width = width,
                                    .window = extent(args.ring, 1),
                                    .topk = args.selected ? extent(args.selected, 1) : 0,
-                                   .out = f32(args.out)};
-  if (width == cuda::kLatentWidth && launch.ring.format != cuda::CacheFormat::kF32)
-    cuda::attend_latent(launch, stream_);
-  else
+                                   .out = f32(args.out),
+                                   .step_rows = step_latents_.data()};
+  if (width != cuda::kLatentWidth || launch.ring.format == cuda::CacheFormat::kF32) {
     cuda::attend(launch, stream_);
+    return;
+  }
+  QT_CHECK(args.batch.rows() <= limits_.rows, "a step of {} rows, where {} were reserved",
+           args.batch.rows(), limits_.rows);
+  cuda::attend_latent(launch, stream_);
 }
 
 void CudaOps::route(const op::Route& args) {

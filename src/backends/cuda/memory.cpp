@@ -5,6 +5,7 @@
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/sample.h"
 #include "core/step_guard.h"
 
@@ -193,6 +194,7 @@ void CudaOps::reserve(const StepLimits& limits) {
   index_score_rows_ = std::clamp<std::int64_t>((std::int64_t{64} << 20) / row_bytes, 1,
                                                std::max<std::int64_t>(1, limits.rows));
   index_scores_ = allocate(index_score_rows_ * row_bytes);
+  step_latents_ = allocate(limits.rows * cuda::kLatentWidth * bytes_of(DType::kF16));
   reserve_experts();
   if (limits.vocab_size > cuda::kMaxVocab)
     fail("CUDA: vocab_size: the sampler takes at most {}, found {}", cuda::kMaxVocab,

@@ -51,4 +51,12 @@ class RecentRows {
   int capacity_;
 };
 
+/// Is batch row r among the last `capacity` rows of its sequence in this step? Only those are
+/// stored, so no two rows of a step write to the same place.
+__device__ inline bool is_recent(const BatchView& batch, int r, int capacity) {
+  const int after = r + capacity;
+  return after >= batch.rows || batch.first_rows[after] != batch.first_rows[r] ||
+         batch.slots[after] != batch.slots[r];
+}
+
 }  // namespace quatrain::cuda

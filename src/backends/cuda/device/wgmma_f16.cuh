@@ -37,11 +37,19 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 /// Makes this thread's writes to shared memory visible to the products.
-__device__ inline void fence_operands() { asm volatile("fence.proxy.async;" ::: "memory"); }
+__device__ inline void fence_operands() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
 /// 16 bytes, both addresses multiples of 16.
 __device__ inline void copy_async16(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+/// As copy_async16, or 16 bytes of zeros without reading anything.
+__device__ inline void copy_async16_or_zeros(std::uint32_t to, const void* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(is_there ? 16 : 0)
+               : "memory");
 }
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits until at most kPending of this thread's groups of copies are under way.

@@ -30,22 +30,35 @@ struct IndexSelectArgs {
 /// then −1.
 void index_select(const IndexSelectArgs& args, cudaStream_t stream);
 
+/// Heads that the tensor-core score kernel has room for.
+inline constexpr int kMaxIndexHeads = 64;
+
+/// The two parts of index_select, for the rows [first_row, first_row + rows): scores of all visible
+/// keys that are not FP32, with queries rounded to F16 …
+void index_scores_f16(const IndexSelectArgs& args, int first_row, int rows, float scale,
+                      cudaStream_t stream);
+/// … and the choice among the scores.
+void top_k(const IndexSelectArgs& args, int first_row, int rows, cudaStream_t stream);
+
 /// Width of a head that the attention kernel has room for.
 inline constexpr int kMaxHeadDim = 512;
 
 struct AttendArgs {
   BatchView batch;
-  const float* q = nullptr;        // [rows, heads, width]
-  const float* latents = nullptr;  // [rows, width]
-  CacheRows ring;                  // [slots, window, width]
-  PoolView entries;                // [.., width]
-  const int* selected = nullptr;   // [rows, topk]; null: every complete entry
-  const float* sinks = nullptr;    // [heads]
+  const float* q = nullptr;         // [rows, heads, width]
+  const float* latents = nullptr;   // [rows, width]
+  CacheRows ring;                   // [slots, window, width]
+  PoolView entries;                 // [.., width]
+  const int* selected = nullptr;    // [rows, topk]; null: every complete entry
+  const float* sinks = nullptr;     // [heads]
+  const float* inv_freq = nullptr;  // [pairs]: the output is rotated back at the row's position
+  int pairs = 0;                    // 0: it is not
   int heads = 0;
   int width = 0;  // a multiple of 32, at most kMaxHeadDim
   int window = 0;
   int topk = 0;
-  float* out = nullptr;  // [rows, heads, width]; zeros in padded rows
+  float* out = nullptr;       // [rows, heads, width]; zeros in padded rows
+  void* step_rows = nullptr;  // attend_latent's scratch, F16 [rows, width]
 };
 /// One softmax per head over window ∪ entries with a sink. This step's latents are rounded first,
 /// as they will be stored, so that the chunking of a sequence does not change its output.

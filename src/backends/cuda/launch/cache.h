@@ -24,7 +24,7 @@ void store_recent(const StoreRecentArgs& args, cudaStream_t stream);
 struct CompressArgs {
   BatchView batch;
   const float* values = nullptr;       // [rows, channels]
-  float* scores = nullptr;             // [rows, channels]; the bias is added in place
+  const float* scores = nullptr;       // [rows, channels], without the bias
   const float* bias = nullptr;         // [ratio, channels]
   const float* norm_weight = nullptr;  // [width]
   const float* inv_freq = nullptr;     // [pairs]

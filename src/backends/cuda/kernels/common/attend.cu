@@ -9,6 +9,7 @@
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/sequence_view.cuh"
 #include "backends/cuda/launch/attention.h"
 #include "core/codec.h"
@@ -167,13 +168,18 @@ struct Head {
     }
   }
 
-  __device__ void store(float* out, int width) const {
+  __device__ void store(const AttendArgs& args, int position, float* out) const {
+    const int rotated = args.width - 2 * args.pairs;  // first rotated column
 #pragma unroll
     for (int j = 0; j < kQuads; ++j) {
       const int column = 4 * lane_id() + j * kQuadColumns;
-      if (column >= width) continue;
-      *reinterpret_cast<float4*>(out + column) = {sum[j].x / total, sum[j].y / total,
-                                                  sum[j].z / total, sum[j].w / total};
+      if (column >= args.width) continue;
+      float x[4] = {sum[j].x / total, sum[j].y / total, sum[j].z / total, sum[j].w / total};
+#pragma unroll
+      for (int i = 0; i < 4; i += 2)
+        if (column + i >= rotated)
+          rotate_pair(x + i, rotation(position, args.inv_freq[(column + i - rotated) / 2], true));
+      *reinterpret_cast<float4*>(out + column) = {x[0], x[1], x[2], x[3]};
     }
   }
 };
@@ -205,7 +211,7 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(AttendArgs args, float
     for (int k = 0; k < present; k += kGroupKeys)
       head.add(tile + k * kColumns, kColumns, args.width, present - k, scale);
   }
-  if (is_head) head.store(args.out + at, args.width);
+  if (is_head) head.store(args, args.batch.positions[r], args.out + at);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // compress: pools closed windows into entries. A block per row of the step; all but those whose
-// window closes exit at once, so the grid does not depend on positions.
+// window closes do next to nothing, so the grid does not depend on positions.
 #include <algorithm>
 #include <cmath>
 
@@ -16,49 +16,146 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kBiasThreads = 256;
-constexpr int kMaxPoolThreads = 512;
+constexpr int kMaxThreads = 1024;
+constexpr int kManySlots = 64;  // windows of this many slots are pooled in two halves
 
-// One pooled channel: softmax over the window's scores, applied to its values (2.6).
+// What one row of a step knows of its window. Slots are the rows that a window pools: with overlap
+// those of the previous window, then its own (2.6). Windows start at multiples of the ratio, and so
+// do their places in the state.
+class Window {
+ public:
+  __device__ Window(const CompressArgs& args, int r)
+      : args_(args),
+        ratio_(args.entries.ratio),
+        position_(args.batch.positions[r]),
+        phase_(position_ % ratio_),
+        overlaps_(args.channels == 2 * args.width),
+        slots_(overlaps_ ? 2 * ratio_ : ratio_) {
+    const int first_row = args.batch.first_rows[r];
+    const int first_slot = position_ + 1 - slots_;  // its position
+    step_slot_ = position_ - (r - first_row) - first_slot;
+    step_at_ = (std::int64_t{first_row} - step_slot_) * args.channels;
+    state_at_ = std::int64_t{args.batch.slots[r]} * args.capacity * args.channels;
+    // Only used where the window closes, when first_slot is a multiple of the ratio.
+    state_row_ = (first_slot + slots_) % args.capacity;
+  }
+
+  __device__ bool closes() const { return phase_ == ratio_ - 1; }
+  /// First token of the window, if this row closes it.
+  __device__ int start() const { return position_ + 1 - ratio_; }
+  __device__ int slots() const { return slots_; }
+  /// The first window of a sequence has no previous one.
+  __device__ int first_slot() const { return overlaps_ && start() == 0 ? ratio_ : 0; }
+
+  struct Item {
+    float score, value;
+  };
+  /// Channel c of a slot. Rows from step_slot_ on are this step's.
+  __device__ Item item(int slot, int c) const {
+    const bool is_own = overlaps_ && slot >= ratio_;
+    // With overlap the previous window contributes the first half of the channels.
+    const int channel = is_own ? args_.width + c : c;
+    if (slot >= step_slot_) {
+      const std::int64_t at = step_at_ + std::int64_t{slot} * args_.channels + channel;
+      const int phase = is_own ? slot - ratio_ : slot;
+      return {args_.scores[at] + args_.bias[phase * args_.channels + channel], args_.values[at]};
+    }
+    int row = state_row_ + slot;
+    if (row >= args_.capacity) row -= args_.capacity;
+    const std::int64_t at = state_at_ + std::int64_t{row} * args_.channels + channel;
+    return {args_.state_scores[at], args_.state_values[at]};
+  }
+
+  /// Keeps this row, batch row r, for later steps. The position bias depends on the absolute
+  /// position alone, never on the chunk.
+  __device__ void keep(int r) const {
+    const std::int64_t from = std::int64_t{r} * args_.channels;
+    const std::int64_t to = state_at_ + std::int64_t{position_ % args_.capacity} * args_.channels;
+    const float* bias = args_.bias + std::int64_t{phase_} * args_.channels;
+    for (int c = static_cast<int>(threadIdx.x); c < args_.channels; c += blockDim.x) {
+      args_.state_values[to + c] = args_.values[from + c];
+      args_.state_scores[to + c] = args_.scores[from + c] + bias[c];
+    }
+  }
+
+ private:
+  const CompressArgs& args_;
+  int ratio_;
+  int position_;
+  int phase_;
+  bool overlaps_;
+  int slots_;
+  int step_slot_;          // the first slot that this step brings
+  int state_row_;          // of slot 0
+  std::int64_t step_at_;   // of slot 0 in this step's tensors, which may lie before them
+  std::int64_t state_at_;  // of the sequence in the state
+};
+
+// Is row r, which is no padding, the only one of its sequence in this step?
+__device__ bool is_alone(const BatchView& batch, int r) {
+  return batch.first_rows[r] == r && (r + 1 >= batch.rows || batch.slots[r + 1] != batch.slots[r] ||
+                                      batch.first_rows[r + 1] != r);
+}
+
+// One pooled channel: softmax over the scores of slots, applied to their values.
 struct Pool {
   float largest = -INFINITY;
   float total = 0;
   float sum = 0;
 
-  __device__ void add(float score, float value) {
-    if (score > largest) {
-      const float rescale = expf(largest - score);
-      total *= rescale;
-      sum *= rescale;
-      largest = score;
+  // Two passes, so that no load waits for the one before.
+  __device__ Pool(const Window& window, int begin, int end, int c) {
+#pragma unroll 8
+    for (int slot = begin; slot < end; ++slot) largest = fmaxf(largest, window.item(slot, c).score);
+#pragma unroll 8
+    for (int slot = begin; slot < end; ++slot) {
+      const Window::Item item = window.item(slot, c);
+      const float weight = expf(item.score - largest);
+      total += weight;
+      sum += weight * item.value;
     }
-    const float weight = expf(score - largest);
-    total += weight;
-    sum += weight * value;
+  }
+
+  __device__ void add(float other_largest, float other_total, float other_sum) {
+    const float best = fmaxf(largest, other_largest);
+    const float own = expf(largest - best);
+    const float other = expf(other_largest - best);
+    total = total * own + other_total * other;
+    sum = sum * own + other_sum * other;
   }
 };
 
-// The position bias depends on the absolute position alone, never on the chunk.
-__global__ void add_bias_kernel(CompressArgs args) {
-  const int r = static_cast<int>(blockIdx.x);
-  if (args.batch.slots[r] < 0) return;
-  const int phase = args.batch.positions[r] % args.entries.ratio;
-  const float* bias = args.bias + std::int64_t{phase} * args.channels;
-  float* scores = args.scores + std::int64_t{r} * args.channels;
-  for (int c = static_cast<int>(threadIdx.x); c < args.channels; c += kBiasThreads)
-    scores[c] += bias[c];
-}
-
-// Adds channel c of the rows of positions [begin, end).
-__device__ void add_rows(Pool& pool, const CompressArgs& args, const RecentRows& recent, int begin,
-                         int end, int c) {
-  for (int p = begin; p < end; ++p) {
-    const bool in_step = recent.in_step(p);
-    const std::int64_t row = in_step ? recent.step_row(p) : recent.ring_row(p);
-    const std::int64_t at = row * args.channels + c;
-    pool.add((in_step ? args.scores : args.state_scores)[at],
-             (in_step ? args.values : args.state_values)[at]);
+// The pooled channels of a window, to shared memory. With kParts = 2 the second half of the block
+// pools the later slots. `halves` has room for three numbers per channel. Ends with a barrier.
+template <int kParts>
+__device__ void pool_window(const Window& window, int width, float* entry, float* halves) {
+  const int threads = static_cast<int>(blockDim.x) / kParts;
+  const int part = static_cast<int>(threadIdx.x) / threads;
+  const int first = window.first_slot();
+  const int middle = first + (window.slots() - first) / kParts;
+  for (int c0 = 0; c0 < width; c0 += threads) {
+    const int c = c0 + static_cast<int>(threadIdx.x) % threads;
+    if constexpr (kParts == 1) {
+      if (c >= width) continue;
+      const Pool pool(window, first, window.slots(), c);
+      entry[c] = pool.sum / pool.total;
+    } else {
+      const bool is_late = part == 1;
+      Pool pool(window, is_late ? middle : first, is_late ? window.slots() : middle,
+                min(c, width - 1));
+      if (is_late && c < width) {
+        halves[c] = pool.largest;
+        halves[width + c] = pool.total;
+        halves[2 * width + c] = pool.sum;
+      }
+      __syncthreads();
+      if (!is_late && c < width) {
+        pool.add(halves[c], halves[width + c], halves[2 * width + c]);
+        entry[c] = pool.sum / pool.total;
+      }
+    }
   }
+  __syncthreads();
 }
 
 // Normalises, rotates and rounds the pooled entry in shared memory. Each thread comes with the
@@ -79,29 +176,31 @@ __device__ void finish_entry(float* entry, const CompressArgs& args, int start, 
   round_row_to_grid(entry, args.width, args.grid, 2 * args.pairs);
 }
 
-__global__ void pool_kernel(CompressArgs args) {
-  extern __shared__ float entry[];  // [width]
+// A block per row. Rows that are alone in their sequence's chunk are kept at once: what they
+// replace has left every window. Others wait for the windows of their chunk (keep_kernel).
+template <int kParts>
+__global__ void __launch_bounds__(kMaxThreads) compress_kernel(CompressArgs args) {
+  extern __shared__ float entry[];  // [width], and [3, width] more for two parts
   __shared__ float scratch[kReduceScratch];
   const int r = static_cast<int>(blockIdx.x);
   const int slot = args.batch.slots[r];
   if (slot < 0) return;
-  const int ratio = args.entries.ratio;
-  const int position = args.batch.positions[r];
-  if ((position + 1) % ratio != 0) return;
-  const int start = position + 1 - ratio;  // first token of the window
-  const RecentRows recent(args.batch, r, args.capacity);
-  const bool overlaps = args.channels == 2 * args.width;
-  for (int c = static_cast<int>(threadIdx.x); c < args.width; c += blockDim.x) {
-    Pool pool;
-    // With overlap the previous window contributes the first half of the channels and the current
-    // one the second half; the first window of a sequence has no previous one.
-    if (overlaps && start > 0) add_rows(pool, args, recent, start - ratio, start, c);
-    add_rows(pool, args, recent, start, position + 1, overlaps ? args.width + c : c);
-    entry[c] = pool.sum / pool.total;
-  }
-  finish_entry(entry, args, start, scratch);
-  const std::int64_t row = PagedRows(args.batch, args.entries, slot).row(position / ratio);
-  store_row(args.entries.rows, row, entry);
+  const Window window(args, r);
+  if (is_alone(args.batch, r)) window.keep(r);
+  if (!window.closes()) return;
+  pool_window<kParts>(window, args.width, entry, entry + args.width);
+  finish_entry(entry, args, window.start(), scratch);
+  const PagedRows paged(args.batch, args.entries, slot);
+  store_row(args.entries.rows, paged.row(window.start() / args.entries.ratio), entry);
+}
+
+// Keeps the last rows of chunks of several rows, once all windows of the step have been pooled.
+__global__ void keep_kernel(CompressArgs args) {
+  const int r = static_cast<int>(blockIdx.x);
+  if (args.batch.slots[r] < 0 || is_alone(args.batch, r) ||
+      !is_recent(args.batch, r, args.capacity))
+    return;
+  Window(args, r).keep(r);
 }
 
 }  // namespace
@@ -109,25 +208,16 @@ __global__ void pool_kernel(CompressArgs args) {
 void compress(const CompressArgs& args, cudaStream_t stream) {
   if (args.batch.rows == 0) return;
   const auto rows = static_cast<unsigned>(args.batch.rows);
-  add_bias_kernel<<<rows, kBiasThreads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
-  const int threads = std::min(kMaxPoolThreads, (args.width + kWarp - 1) / kWarp * kWarp);
+  const int threads = std::min(kMaxThreads / 2, (args.width + kWarp - 1) / kWarp * kWarp);
   const std::size_t shared = static_cast<std::size_t>(args.width) * sizeof(float);
-  pool_kernel<<<rows, threads, shared, stream>>>(args);
+  if (args.entries.ratio >= kManySlots)
+    compress_kernel<2><<<rows, 2 * threads, 4 * shared, stream>>>(args);
+  else
+    compress_kernel<1><<<rows, threads, shared, stream>>>(args);
   QT_CUDA(cudaGetLastError());
-  // Only now: the pools of this step read the rows that the state kept from earlier ones.
-  const auto keep = [&](const float* step, float* state) {
-    store_recent({.batch = args.batch,
-                  .step = step,
-                  .ring = {.data = state,
-                           .format = CacheFormat::kF32,
-                           .width = args.channels,
-                           .row_bytes = args.channels * static_cast<int>(sizeof(float))},
-                  .capacity = args.capacity},
-                 stream);
-  };
-  keep(args.values, args.state_values);
-  keep(args.scores, args.state_scores);
+  if (args.batch.rows == 1) return;
+  keep_kernel<<<rows, std::min(kMaxThreads / 2, args.channels), 0, stream>>>(args);
+  QT_CUDA(cudaGetLastError());
 }
 
 }  // namespace quatrain::cuda

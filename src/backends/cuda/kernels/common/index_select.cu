@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// index_select: scores of the visible keys, then an exact top-k per row.
+// index_select: scores of the visible keys, then an exact top-k per row. Keys in FP32 are scored
+// here in FP32; others on tensor cores (kernels/sm90a/index_scores.cu).
 //
 // Rows that see no more than topk keys need no scores; their blocks exit at once. The scratch holds
 // the scores of `score_rows` rows, so longer steps take several passes of two kernels each.
@@ -9,14 +10,13 @@
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/reduce.cuh"
-#include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/device/sequence_view.cuh"
 #include "backends/cuda/launch/attention.h"
 
 namespace quatrain::cuda {
 namespace {
 
-// ---- scores: tiles of 32 keys of one row; a lane per head, a warp per 8 keys ----
+// Tiles of 32 keys of one row; a lane per head, a warp per 8 keys ----
 
 constexpr int kScoreWarps = 4;
 constexpr int kScoreThreads = kScoreWarps * kWarp;
@@ -118,136 +118,25 @@ __global__ void __launch_bounds__(kScoreThreads)
     score_tile(tile, args, r, begin, visible, scale, scores);
 }
 
-// ---- top-k: a block per row; radix select, then compaction in order of index ----
-
-constexpr int kSelectThreads = 1024;
-constexpr int kSelectWarps = kSelectThreads / kWarp;
-constexpr int kDigits = 256;
-
-struct SelectState {
-  int histogram[kDigits];
-  int digit;
-  int remaining;
-  int larger[kSelectWarps];
-  int equal[kSelectWarps];
-};
-
-// The digit of the `remaining`-th largest candidate, and how many of that digit are still wanted.
-// By one warp: lane l owns eight digits, from 255 − 8l down.
-__device__ void find_digit(SelectState& state, int remaining) {
-  constexpr int kPerLane = kDigits / kWarp;
-  const int top = kDigits - 1 - lane_id() * kPerLane;
-  int own = 0;
-  for (int i = 0; i < kPerLane; ++i) own += state.histogram[top - i];
-  int before = own;  // inclusive prefix sum over lanes
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, before, offset);
-    if (lane_id() >= offset) before += other;
-  }
-  before -= own;
-  for (int i = 0; i < kPerLane; ++i) {
-    const int count = state.histogram[top - i];
-    if (before < remaining && remaining <= before + count) {  // true for one digit of one lane
-      state.digit = top - i;
-      state.remaining = remaining - before;
-    }
-    before += count;
-  }
-}
-
-struct Threshold {
-  unsigned key;  // of the k-th largest score
-  int equal;     // how many scores equal to it are selected
-};
-
-__device__ Threshold find_threshold(SelectState& state, const float* scores, int n, int k) {
-  Threshold found = {0, k};
-  unsigned known = 0;  // bits of the key that are settled
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = static_cast<int>(threadIdx.x); i < kDigits; i += kSelectThreads)
-      state.histogram[i] = 0;
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < n; i += kSelectThreads) {
-      const unsigned key = ordered_key(scores[i]);
-      if (((key ^ found.key) & known) == 0)
-        atomicAdd(&state.histogram[(key >> shift) & (kDigits - 1)], 1);
-    }
-    __syncthreads();
-    if (warp_id() == 0) find_digit(state, found.equal);
-    __syncthreads();
-    found.key |= static_cast<unsigned>(state.digit) << shift;
-    found.equal = state.remaining;
-    known |= static_cast<unsigned>(kDigits - 1) << shift;
-  }
-  return found;
-}
-
-// selected = indices of all scores above the threshold and of the first ones equal to it,
-// ascending.
-__device__ void compact(SelectState& state, const float* scores, int n, Threshold threshold,
-                        int* selected) {
-  const unsigned lower_lanes = (1u << lane_id()) - 1;
-  int larger_before = 0;  // among scores[0, begin)
-  int equal_before = 0;
-  for (int begin = 0; begin < n; begin += kSelectThreads) {
-    const int i = begin + static_cast<int>(threadIdx.x);
-    const unsigned key = i < n ? ordered_key(scores[i]) : 0;
-    const bool is_larger = i < n && key > threshold.key;
-    const bool is_equal = i < n && key == threshold.key;
-    const unsigned larger = __ballot_sync(kAllLanes, is_larger);
-    const unsigned equal = __ballot_sync(kAllLanes, is_equal);
-    __syncthreads();  // the counts of the previous round have been read
-    if (lane_id() == 0) {
-      state.larger[warp_id()] = __popc(larger);
-      state.equal[warp_id()] = __popc(equal);
-    }
-    __syncthreads();
-    int my_larger = larger_before + __popc(larger & lower_lanes);
-    int my_equal = equal_before + __popc(equal & lower_lanes);
-    for (int w = 0; w < kSelectWarps; ++w) {
-      if (w < warp_id()) {
-        my_larger += state.larger[w];
-        my_equal += state.equal[w];
-      }
-      larger_before += state.larger[w];
-      equal_before += state.equal[w];
-    }
-    if (is_larger || (is_equal && my_equal < threshold.equal))
-      selected[my_larger + min(my_equal, threshold.equal)] = i;
-  }
-}
-
-__global__ void __launch_bounds__(kSelectThreads)
-    select_kernel(IndexSelectArgs args, int first_row) {
-  __shared__ SelectState state;
-  const int r = first_row + static_cast<int>(blockIdx.x);
-  int* selected = args.selected + std::int64_t{r} * args.topk;
-  const int visible = args.batch.slots[r] < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
-  if (visible <= args.topk) {
-    for (int i = static_cast<int>(threadIdx.x); i < args.topk; i += kSelectThreads)
-      selected[i] = i < visible ? i : -1;
-    return;
-  }
-  const float* scores = args.scores + std::int64_t{blockIdx.x} * args.score_columns;
-  compact(state, scores, visible, find_threshold(state, scores, visible, args.topk), selected);
-}
-
 }  // namespace
 
 void index_select(const IndexSelectArgs& args, cudaStream_t stream) {
   const float scale =
       1.0f / std::sqrt(static_cast<float>(args.width) * static_cast<float>(args.heads));
   const bool may_need_scores = args.score_columns > args.topk;
+  const bool use_products =
+      args.keys.rows.format != CacheFormat::kF32 && args.heads <= kMaxIndexHeads;
   for (int first = 0; first < args.batch.rows; first += args.score_rows) {
     const auto rows = static_cast<unsigned>(std::min(args.score_rows, args.batch.rows - first));
-    if (may_need_scores) {
+    if (may_need_scores && use_products) {
+      index_scores_f16(args, first, static_cast<int>(rows), scale, stream);
+    } else if (may_need_scores) {
       const int tiles = (args.score_columns + kTileKeys - 1) / kTileKeys;
       const dim3 grid(rows, static_cast<unsigned>(std::min(tiles, kMaxTileBlocks)));
       score_kernel<<<grid, kScoreThreads, 0, stream>>>(args, first, scale);
       QT_CUDA(cudaGetLastError());
     }
-    select_kernel<<<rows, kSelectThreads, 0, stream>>>(args, first);
-    QT_CUDA(cudaGetLastError());
+    top_k(args, first, static_cast<int>(rows), stream);
   }
 }
 

@@ -1,21 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// kv_store and the states of compressors: this step's last rows of each sequence, into its ring.
+// kv_store: this step's last rows of each sequence, into its ring.
 #include <algorithm>
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/cache_rows.cuh"
+#include "backends/cuda/device/sequence_view.cuh"
 #include "backends/cuda/launch/cache.h"
 
 namespace quatrain::cuda {
 namespace {
-
-// Is batch row r among the last `capacity` rows of its sequence in this step? Only those are
-// stored, so no two rows of a step write to the same place.
-__device__ bool is_recent(const BatchView& batch, int r, int capacity) {
-  const int after = r + capacity;
-  return after >= batch.rows || batch.first_rows[after] != batch.first_rows[r] ||
-         batch.slots[after] != batch.slots[r];
-}
 
 __global__ void store_recent_kernel(StoreRecentArgs args) {
   const int r = static_cast<int>(blockIdx.x);

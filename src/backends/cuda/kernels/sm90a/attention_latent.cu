@@ -16,28 +16,24 @@
 #include <cmath>
 
 #include "backends/cuda/cuda_check.h"
-#include "backends/cuda/device/cache_rows.cuh"
-#include "backends/cuda/device/sequence_view.cuh"
+#include "backends/cuda/device/latent_keys.cuh"
+#include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
 
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kWidth = kLatentWidth;
+using namespace latent;
+
 constexpr int kHeads = 64;  // of a block
-constexpr int kTileKeys = 64;
-constexpr int kGroupWarps = 4;
-constexpr int kThreads = 2 * kGroupWarps * kWarp;
-constexpr int kKeysPerWarp = kTileKeys / (2 * kGroupWarps);
-constexpr int kChunks = kWidth / 8;  // of 16 bytes in a row
-constexpr int kSplits = 8;           // blocks of a cluster
+constexpr int kThreads = latent::kWarps * kWarp;
+constexpr int kGroupWarps = latent::kWarps / 2;
+constexpr int kSplits = 8;  // blocks of a cluster
 constexpr int kFewRows = 4;
 constexpr int kMaxRowBlocks = 128;  // clusters along the rows; beyond, they take several
+constexpr int kConvertedRows = 65;  // of a step; fewer convert their latents themselves
 constexpr int kOutStride = kWidth + 8;
-
-constexpr int kPanelBytes = kTileKeys * kPanelRowBytes;
-constexpr int kTileBytes = kWidth / kPanelColumns * kPanelBytes;
 
 struct Shared {
   unsigned char q[kTileBytes];
@@ -50,29 +46,10 @@ struct Shared {
   };
   float largest[2][kHeads];
   float total[2][kHeads];
+  float2 turns[kWidth / 2];  // of the output's trailing pairs
 };
 static_assert(kHeads == kTileKeys, "queries and keys have panels of one size");
 static_assert(sizeof(float) * kHeads * kOutStride <= 2 * kTileBytes + kHeads * kPanelRowBytes);
-
-// ---- which keys a row has, and where they are ----
-
-struct RowKeys {
-  int window_begin;  // first position
-  int window_count;
-  int count;
-  const int* selected;  // entries by rank; null: entry = rank
-};
-
-__device__ RowKeys find_keys(const AttendArgs& args, int r) {
-  const int position = args.batch.positions[r];
-  RowKeys keys = {.window_begin = max(0, position + 1 - args.window), .selected = nullptr};
-  keys.window_count = keys.count = position + 1 - keys.window_begin;
-  if (args.entries.rows.data == nullptr) return keys;
-  const int visible = (position + 1) / args.entries.ratio;
-  keys.count += args.selected == nullptr ? visible : min(args.topk, visible);
-  if (args.selected != nullptr) keys.selected = args.selected + std::int64_t{r} * args.topk;
-  return keys;
-}
 
 // Does the row's sequence bring at most kFewRows rows to this step? For rows that are no padding.
 __device__ bool is_few(const BatchView& batch, int r) {
@@ -82,189 +59,28 @@ __device__ bool is_few(const BatchView& batch, int r) {
          batch.first_rows[after] != first;
 }
 
-// A row in memory: of a cache, or of this step's latents (FP32, with kStepTag added). 0: none.
-using Source = unsigned long long;
-constexpr Source kStepTag = 1;
-
-class RowSources {
- public:
-  __device__ RowSources(const AttendArgs& args, const RowKeys& keys, int r)
-      : args_(args),
-        keys_(keys),
-        recent_(args.batch, r, args.window),
-        paged_(args.batch, args.entries, args.batch.slots[r]) {}
-
-  __device__ Source of(int k) const {
-    if (k >= keys_.count) return 0;
-    if (k >= keys_.window_count) {
-      const int rank = k - keys_.window_count;
-      const int entry = keys_.selected != nullptr ? keys_.selected[rank] : rank;
-      return reinterpret_cast<Source>(row_address(args_.entries.rows, paged_.row(entry)));
-    }
-    const int position = keys_.window_begin + k;
-    if (recent_.in_step(position))
-      return reinterpret_cast<Source>(args_.latents + recent_.step_row(position) * kWidth) +
-             kStepTag;
-    return reinterpret_cast<Source>(row_address(args_.ring, recent_.ring_row(position)));
-  }
-
- private:
-  const AttendArgs& args_;
-  const RowKeys& keys_;
-  RecentRows recent_;
-  PagedRows paged_;
-};
-
-// ---- rows into shared memory, as F16 ----
-
-__device__ std::uint32_t f16_pair(float a, float b) {
-  const __half2 pair = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const std::uint32_t*>(&pair);
-}
-
-__device__ uint4 f16_chunk(const float (&x)[8]) {
-  return {f16_pair(x[0], x[1]), f16_pair(x[2], x[3]), f16_pair(x[4], x[5]), f16_pair(x[6], x[7])};
-}
-
-// Bytes of a chunk of eight columns on their way from a cache that is not F16, or from the step.
-struct RawChunk {
-  uint4 low, high;
-};
-
-template <CacheFormat kFormat>
-__device__ RawChunk fetch(Source source, int chunk) {
-  RawChunk raw = {};
-  if (source == 0) return raw;
-  if ((source & kStepTag) != 0) {
-    const auto* from = reinterpret_cast<const uint4*>(source - kStepTag) + 2 * chunk;
-    raw.low = from[0];
-    raw.high = from[1];
-  } else if constexpr (kFormat == CacheFormat::kBf16) {
-    raw.low = reinterpret_cast<const uint4*>(source)[chunk];
-  } else if constexpr (kFormat == CacheFormat::kPackedLatent) {
-    constexpr PackedLatent kLayout(kWidth);
-    const auto* row = reinterpret_cast<const unsigned char*>(source);
-    const bool is_code = chunk < kLayout.codes / 8;
-    const int at = is_code ? 8 * chunk : kLayout.codes + 16 * (chunk - kLayout.codes / 8);
-    const uint2 first = *reinterpret_cast<const uint2*>(row + at);
-    raw.low.x = first.x;
-    raw.low.y = first.y;
-    if (is_code) {
-      raw.high.x = row[kLayout.scales_at + chunk / (kLatentBlock / 8)];
-    } else {
-      const uint2 second = *reinterpret_cast<const uint2*>(row + at + 8);
-      raw.low.z = second.x;
-      raw.low.w = second.y;
-    }
-  }
-  return raw;
-}
-
-__device__ uint4 bf16_to_f16(uint4 raw) {
-  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-  std::uint32_t out[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-    out[j] = f16_pair(__uint_as_float(words[j] << 16), __uint_as_float(words[j] & 0xFFFF0000u));
-  return {out[0], out[1], out[2], out[3]};
-}
-
-// Eight E4M3 codes times a power of two: exact but for results that are F16 subnormals.
-__device__ uint4 e4m3_to_f16(std::uint32_t low, std::uint32_t high, std::uint8_t scale) {
-  const __half2 factor = __float2half2_rn(ue8m0_decode(scale));
-  const std::uint32_t words[2] = {low, high};
-  std::uint32_t out[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    std::uint32_t pair;
-    const auto codes = static_cast<std::uint16_t>(words[j / 2] >> (16 * (j % 2)));
-    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"(codes));
-    const __half2 product = __hmul2(*reinterpret_cast<const __half2*>(&pair), factor);
-    out[j] = *reinterpret_cast<const std::uint32_t*>(&product);
-  }
-  return {out[0], out[1], out[2], out[3]};
-}
-
-template <CacheFormat kFormat>
-__device__ uint4 decode(const AttendArgs& args, const RawChunk& raw, Source source, int chunk) {
-  if (source == 0) return {0, 0, 0, 0};
-  if ((source & kStepTag) != 0) {
-    const uint4 parts[2] = {raw.low, raw.high};
-    const auto* values = reinterpret_cast<const float*>(parts);
-    float x[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x[j] = as_stored(args.ring, 8 * chunk + j, values[j]);
-    return f16_chunk(x);
-  }
-  if constexpr (kFormat == CacheFormat::kPackedLatent)
-    if (chunk < PackedLatent(kWidth).codes / 8)
-      return e4m3_to_f16(raw.low.x, raw.low.y, static_cast<std::uint8_t>(raw.high.x));
-  return bf16_to_f16(raw.low);
-}
-
-__device__ std::uint32_t chunk_address(const unsigned char* tile, int row, int chunk) {
-  return shared_address(tile) + chunk / 8 * kPanelBytes + panel_offset(row, chunk % 8);
-}
-
-__device__ void store_chunk(std::uint32_t to, uint4 x) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z),
-               "r"(x.w)
-               : "memory");
-}
-
-// The keys of this warp into a stage; lane j < kKeysPerWarp knows the source of key j.
-template <CacheFormat kFormat>
-__device__ void load_keys(const AttendArgs& args, Source own, unsigned char* stage) {
-  constexpr int kBatch = kFormat == CacheFormat::kF16 ? 2 : 4;
-  const int first = warp_id() * kKeysPerWarp;
-#pragma unroll
-  for (int begin = 0; begin < kKeysPerWarp; begin += kBatch) {
-    Source sources[kBatch];
-    RawChunk raw[kBatch][2];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      sources[j] = __shfl_sync(kAllLanes, own, begin + j);
-      const bool is_direct =
-          kFormat == CacheFormat::kF16 && sources[j] != 0 && (sources[j] & kStepTag) == 0;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int chunk = lane_id() + half * kWarp;
-        if (is_direct)
-          copy_async16(chunk_address(stage, first + begin + j, chunk),
-                       reinterpret_cast<const uint4*>(sources[j]) + chunk);
-        else
-          raw[j][half] = fetch<kFormat>(sources[j], chunk);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      if (kFormat == CacheFormat::kF16 && sources[j] != 0 && (sources[j] & kStepTag) == 0) continue;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int chunk = lane_id() + half * kWarp;
-        store_chunk(chunk_address(stage, first + begin + j, chunk),
-                    decode<kFormat>(args, raw[j][half], sources[j], chunk));
-      }
-    }
-  }
-  copy_commit();
-}
-
 // Queries of `heads` heads; zeros in the other rows.
 __device__ void load_queries(const float* q, int heads, unsigned char* tile) {
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kHeads * kChunks; i += kThreads) {
-    const int head = i / kChunks;
-    const int chunk = i % kChunks;
-    float x[8] = {};
-    if (head < heads) {
+  constexpr int kBatch = 8;  // chunks of a thread on their way
+  const int chunk = static_cast<int>(threadIdx.x) % kChunks;
+  const int first = static_cast<int>(threadIdx.x) / kChunks;
+  constexpr int kStep = kThreads / kChunks;
+  unsigned char* to = tile + chunk / 8 * kPanelBytes;
+  for (int begin = first; begin < kHeads; begin += kBatch * kStep) {
+    float4 x[kBatch][2] = {};
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int head = begin + j * kStep;
+      if (head >= heads) continue;
       const auto* from = reinterpret_cast<const float4*>(q + head * kWidth + 8 * chunk);
-      const float4 low = from[0];
-      const float4 high = from[1];
-      x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-      x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+      x[j][0] = from[0];
+      x[j][1] = from[1];
     }
-    store_chunk(chunk_address(tile, head, chunk), f16_chunk(x));
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j)
+      *reinterpret_cast<uint4*>(to + panel_offset(begin + j * kStep, chunk % 8)) = {
+          f16_pair(x[j][0].x, x[j][0].y), f16_pair(x[j][0].z, x[j][0].w),
+          f16_pair(x[j][1].x, x[j][1].y), f16_pair(x[j][1].z, x[j][1].w)};
   }
 }
 
@@ -361,18 +177,25 @@ __device__ void add_values(const Shared& shared, const unsigned char* stage, Sum
   wgmma_wait();
 }
 
-// The softmax sums of the tiles [begin, end) of a row. Queries have been written to shared memory.
+// The softmax sums of the tiles [begin, end) of row r for `heads` heads with queries at q.
 template <CacheFormat kFormat>
 __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys, int r,
-                          int begin, int end, float scale, Sums& sums) {
+                          const float* q, int heads, int begin, int end, float scale, Sums& sums) {
   const RowSources sources(args, keys, r);
   const auto source_of = [&](int tile) {
     const int own = tile * kTileKeys + warp_id() * kKeysPerWarp + lane_id();
     return lane_id() < kKeysPerWarp ? sources.of(own) : Source{0};
   };
   const auto load = [&](Source source, int tile) {
-    load_keys<kFormat>(args, source, shared.keys[(tile - begin) & 1]);
+    load_keys<kFormat>(source, shared.keys[(tile - begin) & 1]);
   };
+  Source next = source_of(begin + 2);
+  if (begin < end) {
+    const Source first = source_of(begin), second = source_of(begin + 1);
+    load(first, begin);
+    if (begin + 1 < end) load(second, begin + 1);
+    load_queries(q, heads, shared.q);
+  }
 #pragma unroll
   for (int i = 0; i < kWidth / 4; ++i) sums.out[i] = 0;
 #pragma unroll
@@ -380,10 +203,6 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
     sums.largest[h] = -INFINITY;
     sums.total[h] = 0;
   }
-  if (begin >= end) return;
-  load(source_of(begin), begin);
-  if (begin + 1 < end) load(source_of(begin + 1), begin + 1);
-  Source next = source_of(begin + 2);
   for (int tile = begin; tile < end; ++tile) {
     const unsigned char* stage = shared.keys[(tile - begin) & 1];
     if (tile == begin && begin + 1 < end)
@@ -407,6 +226,21 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
 }
 
 // ---- results ----
+
+// The rotations that the output undoes; a barrier must follow before they are used.
+__device__ void find_turns(const AttendArgs& args, int r, Shared& shared) {
+  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += kThreads)
+    shared.turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], true);
+}
+
+// Columns column, column + 1 of the output; column is even.
+__device__ float2 turned(const AttendArgs& args, const Shared& shared, int column, float a,
+                         float b) {
+  float pair[2] = {a, b};
+  const int p = column / 2 - (kWidth / 2 - args.pairs);
+  if (p >= 0) rotate_pair(pair, shared.turns[p]);
+  return {pair[0], pair[1]};
+}
 
 // The weight of a row's sums and the divisor, once the sink has joined.
 struct Finish {
@@ -435,19 +269,18 @@ __device__ void join_totals(Shared& shared, const Sums& sums, float (&totals)[2]
 
 template <CacheFormat kFormat>
 __global__ void __launch_bounds__(kThreads, 1) attend_row_kernel(AttendArgs args, float scale) {
-  extern __shared__ unsigned char raw[];
-  Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<std::uintptr_t>(raw) + 1023) &
-                                              ~std::uintptr_t{1023});
+  extern __shared__ __align__(1024) unsigned char raw[];
+  Shared& shared = *reinterpret_cast<Shared*>(raw);
   const int r = static_cast<int>(blockIdx.y);
   const int head = static_cast<int>(blockIdx.x) * kHeads;
   const int heads = min(kHeads, args.heads - head);
   if (args.batch.slots[r] < 0 || is_few(args.batch, r)) return;
   const std::int64_t at = (std::int64_t{r} * args.heads + head) * kWidth;
   const RowKeys keys = find_keys(args, r);
-  load_queries(args.q + at, heads, shared.q);
+  find_turns(args, r, shared);
   Sums sums;
-  sum_tiles<kFormat>(args, shared, keys, r, 0, (keys.count + kTileKeys - 1) / kTileKeys, scale,
-                     sums);
+  sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, 0,
+                     (keys.count + kTileKeys - 1) / kTileKeys, scale, sums);
   float totals[2];
   join_totals(shared, sums, totals);
 #pragma unroll
@@ -455,11 +288,13 @@ __global__ void __launch_bounds__(kThreads, 1) attend_row_kernel(AttendArgs args
     const int row = first_row() + 8 * h;
     if (row >= heads) continue;
     const Finish finish(sums.largest[h], totals[h], args.sinks[head + row] * kLog2e);
-    float* out = args.out + at + row * kWidth + group_id() * (kWidth / 2) + 2 * (lane_id() % 4);
+    const int column = group_id() * (kWidth / 2) + 2 * (lane_id() % 4);
+    float* out = args.out + at + row * kWidth + column;
 #pragma unroll
     for (int j = 0; j < kWidth / 16; ++j)
-      *reinterpret_cast<float2*>(out + 8 * j) = {sums.out[4 * j + 2 * h] * finish.factor,
-                                                 sums.out[4 * j + 2 * h + 1] * finish.factor};
+      *reinterpret_cast<float2*>(out + 8 * j) =
+          turned(args, shared, column + 8 * j, sums.out[4 * j + 2 * h] * finish.factor,
+                 sums.out[4 * j + 2 * h + 1] * finish.factor);
   }
 }
 
@@ -484,7 +319,8 @@ __device__ void publish(Shared& shared, const Sums& sums) {
 }
 
 // out = the sums of all splits of this block's share of the heads; a warp takes 128 columns.
-__device__ void combine(Shared& shared, int rank, int heads, const float* sinks, float* out) {
+__device__ void combine(const AttendArgs& args, Shared& shared, int rank, int heads,
+                        const float* sinks, float* out) {
   constexpr int kParts = kWidth / (4 * kWarp);
   auto cluster = cooperative_groups::this_cluster();
   for (int i = warp_id(); i < (heads + kSplits - 1) / kSplits * kParts; i += kThreads / kWarp) {
@@ -500,23 +336,26 @@ __device__ void combine(Shared& shared, int rank, int heads, const float* sinks,
       total[s] = split.total[0][row];
       best = fmaxf(best, largest[s]);
     }
+    float4 parts[kSplits];  // of a split without keys: zeros, with no weight
+#pragma unroll
+    for (int s = 0; s < kSplits; ++s)
+      parts[s] =
+          *reinterpret_cast<const float4*>(&cluster.map_shared_rank(&shared, s)->out[row][column]);
     float divisor = exp2f(sinks[row] * kLog2e - best);
     float4 sum = {0, 0, 0, 0};
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
-      if (total[s] == 0) continue;  // a split without keys
-      const Shared& split = *cluster.map_shared_rank(&shared, s);
       const float weight = exp2f(largest[s] - best);
-      const float4 part = *reinterpret_cast<const float4*>(&split.out[row][column]);
       divisor = fmaf(weight, total[s], divisor);
-      sum.x = fmaf(weight, part.x, sum.x);
-      sum.y = fmaf(weight, part.y, sum.y);
-      sum.z = fmaf(weight, part.z, sum.z);
-      sum.w = fmaf(weight, part.w, sum.w);
+      sum.x = fmaf(weight, parts[s].x, sum.x);
+      sum.y = fmaf(weight, parts[s].y, sum.y);
+      sum.z = fmaf(weight, parts[s].z, sum.z);
+      sum.w = fmaf(weight, parts[s].w, sum.w);
     }
     const float factor = 1.0f / divisor;
-    *reinterpret_cast<float4*>(out + row * kWidth + column) = {sum.x * factor, sum.y * factor,
-                                                               sum.z * factor, sum.w * factor};
+    const float2 low = turned(args, shared, column, sum.x * factor, sum.y * factor);
+    const float2 high = turned(args, shared, column + 2, sum.z * factor, sum.w * factor);
+    *reinterpret_cast<float4*>(out + row * kWidth + column) = {low.x, low.y, high.x, high.y};
   }
 }
 
@@ -524,9 +363,8 @@ __device__ void combine(Shared& shared, int rank, int heads, const float* sinks,
 template <CacheFormat kFormat>
 __global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 1)
     attend_split_kernel(AttendArgs args, int heads_per_block, float scale) {
-  extern __shared__ unsigned char raw[];
-  Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<std::uintptr_t>(raw) + 1023) &
-                                              ~std::uintptr_t{1023});
+  extern __shared__ __align__(1024) unsigned char raw[];
+  Shared& shared = *reinterpret_cast<Shared*>(raw);
   const int rank = static_cast<int>(blockIdx.x);
   const int head = static_cast<int>(blockIdx.y) * heads_per_block;
   const int heads = min(heads_per_block, args.heads - head);
@@ -541,20 +379,30 @@ __global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 1)
     if (!is_few(args.batch, r)) continue;
     const RowKeys keys = find_keys(args, r);
     const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
-    load_queries(args.q + at, heads, shared.q);
+    find_turns(args, r, shared);
     Sums sums;
-    sum_tiles<kFormat>(args, shared, keys, r, tiles * rank / kSplits, tiles * (rank + 1) / kSplits,
-                       scale, sums);
+    sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, tiles * rank / kSplits,
+                       tiles * (rank + 1) / kSplits, scale, sums);
     publish(shared, sums);
     cooperative_groups::this_cluster().sync();
-    combine(shared, rank, heads, args.sinks + head, args.out + at);
+    combine(args, shared, rank, heads, args.sinks + head, args.out + at);
     cooperative_groups::this_cluster().sync();  // before the next row overwrites the sums
   }
 }
 
+// This step's latents in F16, as the cache will hold them: many rows read each of them.
 template <CacheFormat kFormat>
-void launch(const AttendArgs& args, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Shared) + 1024;
+__global__ void __launch_bounds__(kChunks) convert_step_kernel(AttendArgs args) {
+  const std::int64_t r = blockIdx.x;
+  const int chunk = static_cast<int>(threadIdx.x);
+  const Source source = reinterpret_cast<Source>(args.latents + r * kWidth) + kStepTag;
+  static_cast<uint4*>(args.step_rows)[r * kChunks + chunk] =
+      decode<kFormat>(fetch<kFormat>(source, chunk), source, chunk);
+}
+
+template <CacheFormat kFormat>
+void launch(AttendArgs args, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(Shared);
   static const bool is_ready = [] {
     for (const void* kernel : {reinterpret_cast<const void*>(attend_row_kernel<kFormat>),
                                reinterpret_cast<const void*>(attend_split_kernel<kFormat>)})
@@ -564,6 +412,12 @@ void launch(const AttendArgs& args, cudaStream_t stream) {
   (void)is_ready;
   const float scale = kLog2e / std::sqrt(static_cast<float>(kWidth));
   const int rows = args.batch.rows;
+  if (rows >= kConvertedRows) {
+    convert_step_kernel<kFormat><<<static_cast<unsigned>(rows), kChunks, 0, stream>>>(args);
+    QT_CUDA(cudaGetLastError());
+  } else {
+    args.step_rows = nullptr;
+  }
   // Smaller blocks while they leave processors idle; a head's bits do not depend on its block.
   const int heads_per_block = rows <= 4 ? 16 : rows <= 8 ? 32 : kHeads;
   const dim3 split_grid(kSplits,

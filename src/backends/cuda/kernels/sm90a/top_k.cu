@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// The top-k of every row's scores: radix select by the digits of an ordered key, then compaction in
+// order of index. Exact: the lowest index wins among equals.
+//
+// A row is one cluster of one to eight blocks, each with a contiguous part of the scores; their
+// histograms and counts are summed through shared memory of the cluster, so every block follows the
+// same digits. How many blocks a row gets does not change the result.
+#include <cooperative_groups.h>
+
+#include <algorithm>
+
+#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/launch/attention.h"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kDigits = 256;
+constexpr int kMaxBlocks = 8;          // of a cluster
+constexpr int kBlocksAtOnce = 264;     // two per processor
+constexpr int kScoresPerBlock = 2048;  // fewer are not worth another block
+
+struct Shared {
+  int histogram[2][kDigits];  // by turns: other blocks still read the last one
+  int sums[kDigits];
+  int digit;
+  int remaining;
+  int larger[kWarps];  // than the threshold, by warp
+  int equal[kWarps];
+  int all_larger;
+  int all_equal;
+};
+
+// The digit of the `remaining`-th largest candidate, and how many of that digit are still wanted.
+// By one warp: lane l owns eight digits, from 255 − 8l down.
+__device__ void find_digit(Shared& shared, int remaining) {
+  constexpr int kPerLane = kDigits / kWarp;
+  const int top = kDigits - 1 - lane_id() * kPerLane;
+  int counts[kPerLane];
+  int own = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    counts[i] = shared.sums[top - i];
+    own += counts[i];
+  }
+  int before = own;  // inclusive prefix sum over lanes
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, before, offset);
+    if (lane_id() >= offset) before += other;
+  }
+  before -= own;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int count = counts[i];
+    if (before < remaining && remaining <= before + count) {  // true for one digit of one lane
+      shared.digit = top - i;
+      shared.remaining = remaining - before;
+    }
+    before += count;
+  }
+}
+
+// Counts the digits of the candidates; lanes with the same digit count together.
+__device__ void count_digits(int* histogram, const float* scores, int begin, int end,
+                             unsigned known_key, unsigned known, int shift) {
+  constexpr int kBatch = 4;
+  for (int first = begin; first < end; first += kBatch * kThreads) {
+    float batch[kBatch] = {};
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int i = first + j * kThreads + static_cast<int>(threadIdx.x);
+      if (i < end) batch[j] = scores[i];
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const bool is_there = first + j * kThreads + static_cast<int>(threadIdx.x) < end;
+      const unsigned key = ordered_key(batch[j]);
+      const bool is_candidate = is_there && ((key ^ known_key) & known) == 0;
+      const unsigned candidates = __ballot_sync(kAllLanes, is_candidate);
+      if (!is_candidate) continue;
+      const int digit = static_cast<int>(key >> shift) & (kDigits - 1);
+      const unsigned peers = __match_any_sync(candidates, digit);
+      if (lane_id() == __ffs(static_cast<int>(peers)) - 1)
+        atomicAdd(histogram + digit, __popc(peers));
+    }
+  }
+}
+
+struct Threshold {
+  unsigned key;  // of the k-th largest score
+  int equal;     // how many scores equal to it are selected
+};
+
+__device__ Threshold find_threshold(Shared& shared, const float* scores, int begin, int end,
+                                    int k) {
+  auto cluster = cooperative_groups::this_cluster();
+  const int t = static_cast<int>(threadIdx.x);
+  Threshold found = {0, k};
+  unsigned known = 0;  // bits of the key that are settled
+  if (t < kDigits) shared.histogram[0][t] = 0;
+  for (int turn = 0; turn < 4; ++turn) {
+    const int shift = 24 - 8 * turn;
+    int* histogram = shared.histogram[turn % 2];
+    __syncthreads();
+    count_digits(histogram, scores, begin, end, found.key, known, shift);
+    cluster.sync();
+    if (t < kDigits) {
+      int sum = 0;
+#pragma unroll
+      for (unsigned b = 0; b < kMaxBlocks; ++b)
+        if (b < cluster.num_blocks()) sum += cluster.map_shared_rank(histogram, b)[t];
+      shared.sums[t] = sum;
+      shared.histogram[1 - turn % 2][t] = 0;
+    }
+    __syncthreads();
+    if (warp_id() == 0) find_digit(shared, found.equal);
+    __syncthreads();
+    found.key |= static_cast<unsigned>(shared.digit) << shift;
+    found.equal = shared.remaining;
+    known |= static_cast<unsigned>(kDigits - 1) << shift;
+  }
+  return found;
+}
+
+// selected = indices of all scores above the threshold and of the first ones equal to it,
+// ascending. A warp takes a contiguous part, counts it, and writes it once it knows what precedes.
+__device__ void compact(Shared& shared, const float* scores, int begin, int end,
+                        Threshold threshold, int* selected) {
+  auto cluster = cooperative_groups::this_cluster();
+  const int rounds = (end - begin + kThreads - 1) / kThreads;
+  const int own_begin = begin + warp_id() * rounds * kWarp;
+  const int own_end = min(end, own_begin + rounds * kWarp);
+  const auto masks = [&](int first, unsigned& larger, unsigned& equal) {
+    const int i = first + lane_id();
+    const unsigned key = i < own_end ? ordered_key(scores[i]) : 0;
+    larger = __ballot_sync(kAllLanes, i < own_end && key > threshold.key);
+    equal = __ballot_sync(kAllLanes, i < own_end && key == threshold.key);
+  };
+  unsigned larger, equal;
+  int larger_count = 0, equal_count = 0;
+  for (int first = own_begin; first < own_end; first += kWarp) {
+    masks(first, larger, equal);
+    larger_count += __popc(larger);
+    equal_count += __popc(equal);
+  }
+  if (lane_id() == 0) {
+    shared.larger[warp_id()] = larger_count;
+    shared.equal[warp_id()] = equal_count;
+  }
+  __syncthreads();
+  int larger_before = 0, equal_before = 0, all_larger = 0, all_equal = 0;
+#pragma unroll 8
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp_id()) {
+      larger_before = all_larger;
+      equal_before = all_equal;
+    }
+    all_larger += shared.larger[w];
+    all_equal += shared.equal[w];
+  }
+  if (threadIdx.x == 0) {
+    shared.all_larger = all_larger;
+    shared.all_equal = all_equal;
+  }
+  cluster.sync();
+  for (unsigned b = 0; b < cluster.block_rank(); ++b) {
+    const Shared& earlier = *cluster.map_shared_rank(&shared, b);
+    larger_before += earlier.all_larger;
+    equal_before += earlier.all_equal;
+  }
+  const unsigned lower_lanes = (1u << lane_id()) - 1;
+  for (int first = own_begin; first < own_end; first += kWarp) {
+    masks(first, larger, equal);
+    const int my_larger = larger_before + __popc(larger & lower_lanes);
+    const int my_equal = equal_before + __popc(equal & lower_lanes);
+    const bool is_larger = (larger >> lane_id() & 1u) != 0;
+    const bool is_equal = (equal >> lane_id() & 1u) != 0;
+    if (is_larger || (is_equal && my_equal < threshold.equal))
+      selected[my_larger + min(my_equal, threshold.equal)] = first + lane_id();
+    larger_before += __popc(larger);
+    equal_before += __popc(equal);
+  }
+  cluster.sync();  // nobody leaves while its counts are read
+}
+
+__global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, int first_row) {
+  __shared__ Shared shared;
+  const int r = first_row + static_cast<int>(blockIdx.y);
+  int* selected = args.selected + std::int64_t{r} * args.topk;
+  const int visible = args.batch.slots[r] < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
+  const int rank = static_cast<int>(blockIdx.x);
+  const int blocks = static_cast<int>(gridDim.x);
+  if (visible <= args.topk) {
+    for (int i = rank * kThreads + static_cast<int>(threadIdx.x); i < args.topk;
+         i += blocks * kThreads)
+      selected[i] = i < visible ? i : -1;
+    return;
+  }
+  const float* scores = args.scores + std::int64_t{blockIdx.y} * args.score_columns;
+  const int part = (visible + blocks - 1) / blocks;
+  const int begin = min(visible, rank * part);
+  const int end = min(visible, begin + part);
+  compact(shared, scores, begin, end, find_threshold(shared, scores, begin, end, args.topk),
+          selected);
+}
+
+}  // namespace
+
+void top_k(const IndexSelectArgs& args, int first_row, int rows, cudaStream_t stream) {
+  int blocks = 1;
+  while (blocks < kMaxBlocks && 2 * blocks * rows <= kBlocksAtOnce &&
+         blocks * kScoresPerBlock < args.score_columns)
+    blocks *= 2;
+  cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
+  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  const cudaLaunchConfig_t config = {
+      .gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)),
+      .blockDim = dim3(kThreads),
+      .dynamicSmemBytes = 0,
+      .stream = stream,
+      .attrs = &cluster,
+      .numAttrs = 1};
+  QT_CUDA(cudaLaunchKernelEx(&config, top_k_kernel, args, first_row));
+}
+
+}  // namespace quatrain::cuda
