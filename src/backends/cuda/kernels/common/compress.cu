@@ -47,23 +47,24 @@ class Window {
   /// The first window of a sequence has no previous one.
   __device__ int first_slot() const { return overlaps_ && start() == 0 ? ratio_ : 0; }
 
-  struct Item {
-    float score, value;
-  };
-  /// Channel c of a slot. Rows from step_slot_ on are this step's.
-  __device__ Item item(int slot, int c) const {
-    const bool is_own = overlaps_ && slot >= ratio_;
-    // With overlap the previous window contributes the first half of the channels.
-    const int channel = is_own ? args_.width + c : c;
-    if (slot >= step_slot_) {
-      const std::int64_t at = step_at_ + std::int64_t{slot} * args_.channels + channel;
-      const int phase = is_own ? slot - ratio_ : slot;
-      return {args_.scores[at] + args_.bias[phase * args_.channels + channel], args_.values[at]};
+  /// f(score, value) for channel c of the slots [begin, end) in order. Loads of several slots are
+  /// under way at once: no branch stands between them.
+  template <class F>
+  __device__ void for_slots(int begin, int end, int c, F&& f) const {
+    const int middle = max(begin, min(end, step_slot_));
+#pragma unroll 8
+    for (int slot = begin; slot < middle; ++slot) {  // of earlier steps
+      int row = state_row_ + slot;
+      if (row >= args_.capacity) row -= args_.capacity;
+      const std::int64_t at = state_at_ + std::int64_t{row} * args_.channels + channel(slot, c);
+      f(args_.state_scores[at], args_.state_values[at]);
     }
-    int row = state_row_ + slot;
-    if (row >= args_.capacity) row -= args_.capacity;
-    const std::int64_t at = state_at_ + std::int64_t{row} * args_.channels + channel;
-    return {args_.state_scores[at], args_.state_values[at]};
+#pragma unroll 8
+    for (int slot = middle; slot < end; ++slot) {  // of this step
+      const std::int64_t at = step_at_ + std::int64_t{slot} * args_.channels + channel(slot, c);
+      const int phase = slot >= ratio_ ? slot - ratio_ : slot;
+      f(args_.scores[at] + args_.bias[phase * args_.channels + channel(slot, c)], args_.values[at]);
+    }
   }
 
   /// Keeps this row, batch row r, for later steps. The position bias depends on the absolute
@@ -79,6 +80,11 @@ class Window {
   }
 
  private:
+  // With overlap the previous window contributes the first half of the channels.
+  __device__ int channel(int slot, int c) const {
+    return overlaps_ && slot >= ratio_ ? args_.width + c : c;
+  }
+
   const CompressArgs& args_;
   int ratio_;
   int position_;
@@ -105,15 +111,12 @@ struct Pool {
 
   // Two passes, so that no load waits for the one before.
   __device__ Pool(const Window& window, int begin, int end, int c) {
-#pragma unroll 8
-    for (int slot = begin; slot < end; ++slot) largest = fmaxf(largest, window.item(slot, c).score);
-#pragma unroll 8
-    for (int slot = begin; slot < end; ++slot) {
-      const Window::Item item = window.item(slot, c);
-      const float weight = expf(item.score - largest);
+    window.for_slots(begin, end, c, [&](float score, float) { largest = fmaxf(largest, score); });
+    window.for_slots(begin, end, c, [&](float score, float value) {
+      const float weight = expf(score - largest);
       total += weight;
-      sum += weight * item.value;
-    }
+      sum += weight * value;
+    });
   }
 
   __device__ void add(float other_largest, float other_total, float other_sum) {

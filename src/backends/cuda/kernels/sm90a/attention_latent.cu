@@ -299,17 +299,19 @@ __global__ void __launch_bounds__(kThreads, 1) attend_row_kernel(AttendArgs args
 }
 
 // Leaves this split's sums where the other blocks of the cluster can read them.
-__device__ void publish(Shared& shared, const Sums& sums) {
+__device__ void publish(Shared& shared, const Sums& sums, int heads) {
   float totals[2];
   join_totals(shared, sums, totals);
   __syncthreads();  // the totals and the last tile have been used
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = first_row() + 8 * h;
+    if (row >= heads) continue;
     if (group_id() == 0 && lane_id() % 4 == 0) {
       shared.largest[0][row] = sums.largest[h];
       shared.total[0][row] = totals[h];
     }
+    if (totals[h] == 0) continue;  // nobody reads the sums of a split without keys
     float* out = &shared.out[row][group_id() * (kWidth / 2) + 2 * (lane_id() % 4)];
 #pragma unroll
     for (int j = 0; j < kWidth / 16; ++j)
@@ -336,11 +338,12 @@ __device__ void combine(const AttendArgs& args, Shared& shared, int rank, int he
       total[s] = split.total[0][row];
       best = fmaxf(best, largest[s]);
     }
-    float4 parts[kSplits];  // of a split without keys: zeros, with no weight
+    float4 parts[kSplits] = {};
 #pragma unroll
     for (int s = 0; s < kSplits; ++s)
-      parts[s] =
-          *reinterpret_cast<const float4*>(&cluster.map_shared_rank(&shared, s)->out[row][column]);
+      if (total[s] != 0)  // the split has keys
+        parts[s] = *reinterpret_cast<const float4*>(
+            &cluster.map_shared_rank(&shared, s)->out[row][column]);
     float divisor = exp2f(sinks[row] * kLog2e - best);
     float4 sum = {0, 0, 0, 0};
 #pragma unroll
@@ -383,7 +386,7 @@ __global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 1)
     Sums sums;
     sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, tiles * rank / kSplits,
                        tiles * (rank + 1) / kSplits, scale, sums);
-    publish(shared, sums);
+    publish(shared, sums, heads);
     cooperative_groups::this_cluster().sync();
     combine(args, shared, rank, heads, args.sinks + head, args.out + at);
     cooperative_groups::this_cluster().sync();  // before the next row overwrites the sums

@@ -19,14 +19,15 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kDigits = 256;
+constexpr int kDigitBits = 11;  // three digits; the first spreads scores of one magnitude over bins
+constexpr int kDigits = 1 << kDigitBits;
 constexpr int kMaxBlocks = 8;          // of a cluster
 constexpr int kBlocksAtOnce = 264;     // two per processor
 constexpr int kScoresPerBlock = 2048;  // fewer are not worth another block
 
 struct Shared {
-  int histogram[2][kDigits];  // by turns: other blocks still read the last one
-  int sums[kDigits];
+  alignas(8) int histogram[2][kDigits];  // by turns: other blocks still read the last one
+  int totals[kWarps];
   int digit;
   int remaining;
   int larger[kWarps];  // than the threshold, by warp
@@ -36,56 +37,45 @@ struct Shared {
 };
 
 // The digit of the `remaining`-th largest candidate, and how many of that digit are still wanted.
-// By one warp: lane l owns eight digits, from 255 − 8l down.
-__device__ void find_digit(Shared& shared, int remaining) {
-  constexpr int kPerLane = kDigits / kWarp;
-  const int top = kDigits - 1 - lane_id() * kPerLane;
-  int counts[kPerLane];
-  int own = 0;
+// Thread t comes with the counts of the digits kDigits − 1 − 2t and kDigits − 2 − 2t. Ends with a
+// barrier.
+__device__ void find_digit(Shared& shared, int high, int low, int remaining) {
+  static_assert(kDigits == 2 * kThreads);
+  int before = high + low;  // inclusive prefix sum over lanes
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    counts[i] = shared.sums[top - i];
-    own += counts[i];
-  }
-  int before = own;  // inclusive prefix sum over lanes
   for (int offset = 1; offset < kWarp; offset *= 2) {
     const int other = __shfl_up_sync(kAllLanes, before, offset);
     if (lane_id() >= offset) before += other;
   }
-  before -= own;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int count = counts[i];
-    if (before < remaining && remaining <= before + count) {  // true for one digit of one lane
-      shared.digit = top - i;
-      shared.remaining = remaining - before;
-    }
-    before += count;
+  if (lane_id() == kWarp - 1) shared.totals[warp_id()] = before;
+  __syncthreads();
+  const int earlier = lane_id() < warp_id() ? shared.totals[lane_id()] : 0;
+  before += __reduce_add_sync(kAllLanes, earlier) - high - low;
+  const int top = kDigits - 1 - 2 * static_cast<int>(threadIdx.x);
+  if (before < remaining && remaining <= before + high) {  // true for one digit of one thread
+    shared.digit = top;
+    shared.remaining = remaining - before;
+  } else if (before + high < remaining && remaining <= before + high + low) {
+    shared.digit = top - 1;
+    shared.remaining = remaining - before - high;
   }
+  __syncthreads();
 }
 
-// Counts the digits of the candidates; lanes with the same digit count together.
+// Counts the digits of the candidates.
 __device__ void count_digits(int* histogram, const float* scores, int begin, int end,
                              unsigned known_key, unsigned known, int shift) {
   constexpr int kBatch = 4;
-  for (int first = begin; first < end; first += kBatch * kThreads) {
+  for (int first = begin + static_cast<int>(threadIdx.x); first < end; first += kBatch * kThreads) {
     float batch[kBatch] = {};
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int i = first + j * kThreads + static_cast<int>(threadIdx.x);
-      if (i < end) batch[j] = scores[i];
-    }
+    for (int j = 0; j < kBatch; ++j)
+      if (first + j * kThreads < end) batch[j] = scores[first + j * kThreads];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      const bool is_there = first + j * kThreads + static_cast<int>(threadIdx.x) < end;
       const unsigned key = ordered_key(batch[j]);
-      const bool is_candidate = is_there && ((key ^ known_key) & known) == 0;
-      const unsigned candidates = __ballot_sync(kAllLanes, is_candidate);
-      if (!is_candidate) continue;
-      const int digit = static_cast<int>(key >> shift) & (kDigits - 1);
-      const unsigned peers = __match_any_sync(candidates, digit);
-      if (lane_id() == __ffs(static_cast<int>(peers)) - 1)
-        atomicAdd(histogram + digit, __popc(peers));
+      if (first + j * kThreads < end && ((key ^ known_key) & known) == 0)
+        atomicAdd(histogram + (key >> shift & (kDigits - 1)), 1);
     }
   }
 }
@@ -101,24 +91,24 @@ __device__ Threshold find_threshold(Shared& shared, const float* scores, int beg
   const int t = static_cast<int>(threadIdx.x);
   Threshold found = {0, k};
   unsigned known = 0;  // bits of the key that are settled
-  if (t < kDigits) shared.histogram[0][t] = 0;
-  for (int turn = 0; turn < 4; ++turn) {
-    const int shift = 24 - 8 * turn;
+  for (int d = t; d < kDigits; d += kThreads) shared.histogram[0][d] = 0;
+  for (int turn = 0; turn < 3; ++turn) {
+    const int shift = turn == 0 ? 21 : turn == 1 ? 10 : 0;  // the last digits share a settled bit
     int* histogram = shared.histogram[turn % 2];
     __syncthreads();
     count_digits(histogram, scores, begin, end, found.key, known, shift);
     cluster.sync();
-    if (t < kDigits) {
-      int sum = 0;
+    int high = 0, low = 0;  // counts of this thread's digits in all blocks
 #pragma unroll
-      for (unsigned b = 0; b < kMaxBlocks; ++b)
-        if (b < cluster.num_blocks()) sum += cluster.map_shared_rank(histogram, b)[t];
-      shared.sums[t] = sum;
-      shared.histogram[1 - turn % 2][t] = 0;
-    }
-    __syncthreads();
-    if (warp_id() == 0) find_digit(shared, found.equal);
-    __syncthreads();
+    for (unsigned b = 0; b < kMaxBlocks; ++b)
+      if (b < cluster.num_blocks()) {
+        const int* from = cluster.map_shared_rank(histogram, b) + kDigits - 2 - 2 * t;
+        const int2 pair = *reinterpret_cast<const int2*>(from);
+        high += pair.y;
+        low += pair.x;
+      }
+    for (int d = t; d < kDigits; d += kThreads) shared.histogram[1 - turn % 2][d] = 0;
+    find_digit(shared, high, low, found.equal);
     found.key |= static_cast<unsigned>(shared.digit) << shift;
     found.equal = shared.remaining;
     known |= static_cast<unsigned>(kDigits - 1) << shift;
