@@ -93,19 +93,6 @@ class StripReader {
     }
   }
 
-  /// Asks for blocks [first, end) to be brought into the L2.
-  __device__ void prefetch(int first, int end) const {
-    constexpr int kLines = static_cast<int>(bytes_of_columns<kKind>(kLinearBlock)) / 64;
-    for (int block = first; block < end; ++block)
-#pragma unroll
-      for (int i = 0; i < kLines; i += 2)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          if (columns_ - block * kLinearBlock > 4 * i * kPieceColumns<kKind>)
-            prefetch_l2(values_ + half * values_on_ +
-                        bytes_of_columns<kKind>(block * kLinearBlock) + 64 * i);
-  }
-
  private:
   const char* values_;             // of the lane's first row, at its quarter of 64 bytes
   const char* scales_ = nullptr;   // of the same

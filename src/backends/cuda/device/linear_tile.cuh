@@ -75,10 +75,6 @@ __device__ inline uint4 load_streamed(const char* from) {
   return out;
 }
 
-__device__ inline void prefetch_l2(const char* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-
 /// Two E4M3 to two F16, exact; NaN stays NaN.
 __device__ inline std::uint32_t f16x2_of_e4m3(std::uint32_t low_half) {
   std::uint32_t out;

@@ -250,7 +250,6 @@ __global__ void __launch_bounds__(kThreads, kTokenTiles < 4 ? 2 : 1)
   WeightBlock<kKind> ahead[kDeep];
 #pragma unroll
   for (int d = 0; d < kDeep; ++d) reader.load(d, ahead[d]);
-  reader.prefetch(kDeep, blocks);
   wait_for_previous();
 
   int staged_group = -1, parity = 0;
