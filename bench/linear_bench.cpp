@@ -197,6 +197,7 @@ int main_of(int argc, char** argv) {
     else
       wanted.push_back(word);
   }
+  ops.reserve({.rows = tokens.back()});
   for (const Case& c : cases())
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), c.name) != wanted.end())
       run(ops, c, tokens, bandwidth);

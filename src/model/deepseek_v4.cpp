@@ -132,27 +132,35 @@ Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const Laye
   }
   step.ops.linears(of_x);
 
-  // Queries are normalised per head without a weight and rotated on the trailing dims.
-  step.ops.rms_norm({.x = qr, .weight = a.q_norm, .eps = eps, .out = qr});
+  // One latent per token is key and value of every head.
+  const CacheGrid latent_grid = numerics_.sim ? CacheGrid::kLatent : CacheGrid::kNone;
+  step.ops.norm_rope({.rows = {{{.x = qr, .weight = a.q_norm},
+                                {.x = kv,
+                                 .weight = a.kv_norm,
+                                 .inv_freq = inv_freq,
+                                 .grid = latent_grid,
+                                 .rope_dim = config_.rope_dim}}},
+                      .count = 2,
+                      .eps = eps,
+                      .positions = batch.positions});
+
+  // Queries are normalised per head without a weight, those of the indexer not at all.
   Tensor q = step.make({tokens, heads, n}), index_q;
   op::Linears of_qr{.x = qr};
   of_qr.add(*a.wq_b, q.reshaped({tokens, heads * n}));
+  op::NormRope turn{
+      .rows = {{{.x = q, .inv_freq = inv_freq}}}, .eps = eps, .positions = batch.positions};
   if (w.ratio == 4) {
     index_q = step.make({tokens, config_.index_num_heads, config_.index_head_dim});
     of_qr.add(*a.indexer.wq_b, index_q.reshaped({tokens, a.indexer.wq_b->rows}));
+    turn.rows[1] = {.x = index_q,
+                    .norm = false,
+                    .inv_freq = inv_freq,
+                    .grid = numerics_.sim ? CacheGrid::kIndex : CacheGrid::kNone};
+    turn.count = 2;
   }
   step.ops.linears(of_qr);
-  step.ops.norm_rope(
-      {.x = q, .weight = {}, .eps = eps, .positions = batch.positions, .inv_freq = inv_freq});
-
-  // One latent per token is key and value of every head.
-  step.ops.norm_rope({.x = kv,
-                      .weight = a.kv_norm,
-                      .eps = eps,
-                      .positions = batch.positions,
-                      .inv_freq = inv_freq,
-                      .grid = numerics_.sim ? CacheGrid::kLatent : CacheGrid::kNone,
-                      .rope_dim = config_.rope_dim});
+  step.ops.norm_rope(turn);
 
   Tensor selected;
   if (w.ratio > 0)
@@ -181,11 +189,9 @@ Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const Laye
   return linear(step, u.reshaped({tokens, groups * config_.o_lora_rank}), *a.wo_b);
 }
 
-// The lightning indexer: keys of its own compressor, queries from qr, head weights from x.
+// The lightning indexer: keys of its own compressor, rotated queries from qr, head weights from x.
 Tensor DeepseekV4::select_entries(const Step& step, const LayerCache& cache, Tensor q,
                                   Tensor head_weights) const {
-  step.ops.rope({.x = q, .positions = step.batch.positions, .inv_freq = frequencies(4)});
-  if (numerics_.sim) step.ops.round_to_grid({.x = q, .grid = CacheGrid::kIndex});
   Tensor selected = step.arena.make(DType::kI32, {step.rows(), config_.index_topk});
   step.ops.index_select({.batch = step.batch,
                          .q = q,

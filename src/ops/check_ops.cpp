@@ -213,9 +213,14 @@ void check_shapes(const op::HcPreNorm& a) {
 }
 
 void check_shapes(const op::NormRope& a) {
-  check_shapes(op::RmsNorm{.x = a.x, .weight = a.weight, .out = a.x});
-  check_shapes(op::Rope{.x = a.x, .positions = a.positions, .inv_freq = a.inv_freq});
-  check_shapes(op::RoundToGrid{.x = a.x, .grid = a.grid, .rope_dim = a.rope_dim});
+  QT_CHECK(a.count >= 1 && a.count <= a.kMost, "norm_rope: of {} arrays", a.count);
+  for (int i = 0; i < a.count; ++i) {
+    const auto& r = a.rows[static_cast<std::size_t>(i)];
+    check_shapes(op::RmsNorm{.x = r.x, .weight = r.weight, .out = r.x});
+    if (r.inv_freq)
+      check_shapes(op::Rope{.x = r.x, .positions = a.positions, .inv_freq = r.inv_freq});
+    check_shapes(op::RoundToGrid{.x = r.x, .grid = r.grid, .rope_dim = r.rope_dim});
+  }
 }
 
 void CheckOps::after(const OpCall& call) {

@@ -158,7 +158,13 @@ OpCost cost_of(const op::HcPreNorm& a, std::int64_t context) {
 }
 
 OpCost cost_of(const op::NormRope& a, std::int64_t) {
-  return {.bytes = 2 * bytes({a.x}) + bytes({a.weight}), .flops = 7 * elements(a.x)};
+  OpCost cost;
+  for (int i = 0; i < a.count; ++i) {
+    const auto& r = a.rows[static_cast<std::size_t>(i)];
+    cost.bytes += 2 * bytes({r.x}) + bytes({r.weight});
+    cost.flops += 7 * elements(r.x);
+  }
+  return cost;
 }
 
 OpCost cost_of(const op::AddToStreams& a, std::int64_t) {

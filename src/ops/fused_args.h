@@ -69,20 +69,28 @@ struct HcPreNorm {
   }
 };
 
-// rms_norm over the innermost dimension, rope, round_to_grid; in place
+// rms_norm over the innermost dimension, rope, round_to_grid of one or two arrays, each step where
+// it is asked for; in place
 struct NormRope {
   static constexpr const char* kName = "norm_rope";
-  Tensor x;       // [T, m] or [T, H, m]
-  Tensor weight;  // F32 [m], or empty for none
+  struct Rows {
+    Tensor x;  // [T, m] or [T, H, m]
+    bool norm = true;
+    Tensor weight;    // F32 [m], or empty for none
+    Tensor inv_freq;  // F32 [rope_dim / 2], or empty for no rotation
+    CacheGrid grid = CacheGrid::kNone;
+    std::int64_t rope_dim = 0;  // of the grid
+  };
+  static constexpr int kMost = 2;
+  std::array<Rows, kMost> rows{};
+  int count = 1;
   float eps = 0;
   Tensor positions;  // I32 [T]
-  Tensor inv_freq;   // F32 [rope_dim / 2]
-  CacheGrid grid = CacheGrid::kNone;
-  std::int64_t rope_dim = 0;  // of the grid
   template <class F>
   void fields(F&& f) const {
     f.in("positions", positions);
-    f.out("x", x);
+    f.out("x", rows[0].x);
+    if (count > 1) f.out("x1", rows[1].x);
   }
 };
 

@@ -22,10 +22,13 @@ void Ops::hc_pre_norm(const op::HcPreNorm& args) {
 }
 
 void Ops::norm_rope(const op::NormRope& args) {
-  rms_norm({.x = args.x, .weight = args.weight, .eps = args.eps, .out = args.x});
-  rope({.x = args.x, .positions = args.positions, .inv_freq = args.inv_freq});
-  if (args.grid != CacheGrid::kNone)
-    round_to_grid({.x = args.x, .grid = args.grid, .rope_dim = args.rope_dim});
+  for (int i = 0; i < args.count; ++i) {
+    const auto& r = args.rows[static_cast<std::size_t>(i)];
+    if (r.norm) rms_norm({.x = r.x, .weight = r.weight, .eps = args.eps, .out = r.x});
+    if (r.inv_freq) rope({.x = r.x, .positions = args.positions, .inv_freq = r.inv_freq});
+    if (r.grid != CacheGrid::kNone)
+      round_to_grid({.x = r.x, .grid = r.grid, .rope_dim = r.rope_dim});
+  }
 }
 
 }  // namespace quatrain

@@ -12,6 +12,13 @@ using CudaLinears = CudaTest;
 constexpr int kNvfp4 = 3, kMxfp4 = 4, kFp8 = 6;  // of kMatrixKinds
 const MatrixKind& kBf16 = kMatrixKinds[1];
 
+/// With room for the inputs of long prompts.
+void reserve_long(Ops& ops) {
+  StepLimits limits = roomy_limits();
+  limits.rows = 512;
+  ops.reserve(limits);
+}
+
 std::vector<float> product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
                            std::int64_t groups, const std::vector<float>& x) {
   const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
@@ -27,6 +34,7 @@ std::vector<float> product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
 
 // Inputs of FP8 weights keep 22 bits, others 16; the rest is the rounding of FP32 sums.
 TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
+  reserve_long(gpu());
   unsigned seed = 1;
   for (const int kind : {1, kNvfp4, kMxfp4, kFp8, 7, 8, 9, 10})
     for (const std::int64_t cols : {192, 1024, 4096, 5120})
@@ -54,6 +62,7 @@ TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
 
 // Also where a matrix has more slices than a cluster has blocks, and groups that end within a tile.
 TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
+  reserve_long(gpu());
   struct Shape {
     std::int64_t rows, cols, groups;
   };
@@ -172,16 +181,15 @@ TEST_F(CudaLinears, NormAndRotationTogetherMatchTheirParts) {
           const Floats data(ops, {tokens, heads, width}, x), scale(ops, {width}, weight);
           const Floats frequencies(ops, {32}, Random(43).normals(32));
           const Ints at(ops, {tokens}, positions);
-          op::NormRope args{.x = data,
-                            .weight = {},
-                            .eps = 1e-6f,
-                            .positions = at,
-                            .inv_freq = frequencies,
-                            .grid = grid,
-                            .rope_dim = 64};
-          if (heads == 1) args.weight = scale;
+          const Floats other(ops, {tokens, 8, 64}, Random(44).normals(tokens * 8 * 64));
+          op::NormRope args{.count = 2, .eps = 1e-6f, .positions = at};
+          args.rows[0] = {.x = data, .inv_freq = frequencies, .grid = grid, .rope_dim = 64};
+          if (heads == 1) args.rows[0].weight = scale;
+          args.rows[1] = {.x = other, .norm = false, .inv_freq = frequencies};
           in_step([&] { ops.norm_rope(args); });
-          return data.values();
+          std::vector<float> all = data.values();
+          for (const float v : other.values()) all.push_back(v);
+          return all;
         };
         if (grid == CacheGrid::kNone)
           expect_near(run(gpu()), run(cpu()), 1e-5);

@@ -124,20 +124,28 @@ void CudaOps::round_to_grid(const op::RoundToGrid& args) {
 }
 
 void CudaOps::norm_rope(const op::NormRope& args) {
-  const int width = width_of(args.x);
-  if (width % 2 != 0) return Ops::norm_rope(args);
-  cuda::norm_rope({.x = f32(args.x),
-                   .weight = args.weight ? f32(args.weight) : nullptr,
-                   .positions = i32(args.positions),
-                   .inv_freq = f32(args.inv_freq),
-                   .rows = extent(args.x, 0),
-                   .heads = args.x.rank() == 3 ? extent(args.x, 1) : 1,
-                   .width = width,
-                   .pairs = extent(args.inv_freq, 0),
-                   .eps = args.eps},
-                  stream_);
-  if (args.grid != CacheGrid::kNone)
-    round_to_grid({.x = args.x, .grid = args.grid, .rope_dim = args.rope_dim});
+  cuda::NormRopeArgs all{.arrays = {},
+                         .count = args.count,
+                         .positions = i32(args.positions),
+                         .rows = extent(args.positions, 0),
+                         .eps = args.eps};
+  for (int i = 0; i < args.count; ++i) {
+    const auto& r = args.rows[static_cast<std::size_t>(i)];
+    if (width_of(r.x) % 2 != 0) return Ops::norm_rope(args);
+    all.arrays[i] = {.x = f32(r.x),
+                     .norm = r.norm,
+                     .weight = r.weight ? f32(r.weight) : nullptr,
+                     .inv_freq = r.inv_freq ? f32(r.inv_freq) : nullptr,
+                     .heads = r.x.rank() == 3 ? extent(r.x, 1) : 1,
+                     .width = width_of(r.x),
+                     .pairs = r.inv_freq ? extent(r.inv_freq, 0) : 0};
+  }
+  cuda::norm_rope(all, stream_);
+  for (int i = 0; i < args.count; ++i) {
+    const auto& r = args.rows[static_cast<std::size_t>(i)];
+    if (r.grid != CacheGrid::kNone)
+      round_to_grid({.x = r.x, .grid = r.grid, .rope_dim = r.rope_dim});
+  }
 }
 
 void CudaOps::swiglu(const op::SwiGlu& args) {

@@ -48,17 +48,22 @@ struct RopeArgs {
 void rope(const RopeArgs& args, cudaStream_t stream);
 
 struct NormRopeArgs {
-  float* x = nullptr;               // [rows, heads, width]; width even
-  const float* weight = nullptr;    // [width], or null
-  const int* positions = nullptr;   // [rows]
-  const float* inv_freq = nullptr;  // [pairs]
+  struct Array {
+    float* x = nullptr;  // [rows, heads, width]; width even
+    bool norm = true;
+    const float* weight = nullptr;    // [width], or null
+    const float* inv_freq = nullptr;  // [pairs]
+    int heads = 0;
+    int width = 0;
+    int pairs = 0;
+  };
+  Array arrays[2];
+  int count = 0;
+  const int* positions = nullptr;  // [rows]
   int rows = 0;
-  int heads = 0;
-  int width = 0;
-  int pairs = 0;
   float eps = 0;
 };
-/// rms_norm of every row, then rope, in place.
+/// rms_norm of every row of the arrays where asked for, then rope, in place.
 void norm_rope(const NormRopeArgs& args, cudaStream_t stream);
 
 enum class Grid : std::uint8_t {
