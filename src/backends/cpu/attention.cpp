@@ -112,40 +112,39 @@ void CpuOps::attend(const op::Attend& args) {
   const std::int64_t width = args.q.dim(2);
   const std::int64_t groups = (heads + kHeadsPerTask - 1) / kHeadsPerTask;
   const std::int64_t work = batch.rows() * heads * width * args.ring.dim(1);
-  parallel_for(batch.rows() * groups, 1, work,
-               [&](std::int64_t begin, std::int64_t end, int thread) {
-                 const float** keys = thread_keys(thread);
-                 std::int64_t gathered = -1;
-                 std::int64_t count = 0;
-                 for (std::int64_t i = begin; i < end; ++i) {
-                   const std::int64_t r = i / groups;
-                   const std::int64_t first = i % groups * kHeadsPerTask;
-                   const std::int64_t share = std::min(kHeadsPerTask, heads - first);
-                   float* out = args.out.f32() + (r * heads + first) * width;
-                   if (batch.slots.i32()[r] < 0) {
-                     std::fill_n(out, share * width, 0.0f);
-                     continue;
-                   }
-                   if (r != gathered) count = gather_keys(args, r, keys);
-                   gathered = r;
-                   kernels_.attend({.q = args.q.f32() + (r * heads + first) * width,
-                                    .keys = keys,
-                                    .sinks = args.sinks.f32() + first,
-                                    .heads = share,
-                                    .width = width,
-                                    .count = count,
-                                    .scale = 1.0f / std::sqrt(static_cast<float>(width)),
-                                    .scores = thread_scores(thread),
-                                    .out = out});
-                   if (!args.inv_freq) continue;
-                   const std::int64_t pairs = args.inv_freq.dim(0);
-                   RopeAngles& angles = thread_angles_[static_cast<std::size_t>(thread)];
-                   angles.set(args.inv_freq.f32(), pairs,
-                              static_cast<float>(batch.positions.i32()[r]));
-                   for (std::int64_t h = 1; h <= share; ++h)
-                     angles.rotate(out + h * width - 2 * pairs, true);
-                 }
-               });
+  parallel_for(
+      batch.rows() * groups, 1, work, [&](std::int64_t begin, std::int64_t end, int thread) {
+        const float** keys = thread_keys(thread);
+        std::int64_t gathered = -1;
+        std::int64_t count = 0;
+        for (std::int64_t i = begin; i < end; ++i) {
+          const std::int64_t r = i / groups;
+          const std::int64_t first = i % groups * kHeadsPerTask;
+          const std::int64_t share = std::min(kHeadsPerTask, heads - first);
+          float* out = args.out.f32() + (r * heads + first) * width;
+          if (batch.slots.i32()[r] < 0) {
+            std::fill_n(out, share * width, 0.0f);
+            continue;
+          }
+          if (r != gathered) count = gather_keys(args, r, keys);
+          gathered = r;
+          kernels_.attend({.q = args.q.f32() + (r * heads + first) * width,
+                           .keys = keys,
+                           .sinks = args.sinks.f32() + first,
+                           .heads = share,
+                           .width = width,
+                           .count = count,
+                           .scale = 1.0f / std::sqrt(static_cast<float>(width)),
+                           .scores = thread_scores(thread),
+                           .out = out});
+          if (!args.inv_freq) continue;
+          const std::int64_t pairs = args.inv_freq.dim(0);
+          RopeAngles& angles = thread_angles_[static_cast<std::size_t>(thread)];
+          angles.set(args.inv_freq.f32(), pairs, static_cast<float>(batch.positions.i32()[r]));
+          for (std::int64_t h = 1; h <= share; ++h)
+            angles.rotate(out + h * width - 2 * pairs, true);
+        }
+      });
 }
 
 }  // namespace quatrain

@@ -93,6 +93,7 @@ class CudaOps final : public Ops {
   const void* stage(const void* host, std::int64_t bytes);
   void product(const cuda::LinearsArgs& args);
   void reserve_experts();
+  void reserve_linears();
   void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
                        const QuantMatrix& w);
   void pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix& w,
@@ -119,7 +120,8 @@ class CudaOps final : public Ops {
   Buffer index_scores_;
   std::int64_t index_score_rows_ = 0;
 
-  Buffer step_latents_;  // scratch of attend: F16 [T, n]
+  Buffer step_latents_;    // scratch of attend: F16 [T, n]
+  Buffer linear_scratch_;  // split inputs of steps with many rows
 
   // Scratch of experts(), by slot = t * k + i.
   struct ExpertScratch {

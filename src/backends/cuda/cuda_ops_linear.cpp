@@ -74,6 +74,12 @@ std::unique_ptr<PackedLinear> CudaOps::pack_linear(const QuantMatrix& w) {
   return packed;
 }
 
+void CudaOps::reserve_linears() {
+  constexpr std::int64_t kScratchBytes = std::int64_t{128} << 20, kManyRows = 65;
+  linear_scratch_ = Buffer();
+  if (limits_.rows >= kManyRows) linear_scratch_ = allocate(kScratchBytes);
+}
+
 // The kernel is a function of the matrix alone, so that a row's sums do not depend on the step.
 void CudaOps::product(const cuda::LinearsArgs& args) {
   cuda::LinearsArgs fast = args;
@@ -87,7 +93,8 @@ void CudaOps::product(const cuda::LinearsArgs& args) {
                    {.x = args.x, .out = product.out, .tokens = args.tokens, .groups = args.groups},
                    stream_);
   }
-  cuda::linears(fast, stream_);
+  cuda::linears(fast, {.memory = linear_scratch_.data(), .bytes = linear_scratch_.bytes()},
+                stream_);
 }
 
 void CudaOps::linear(const op::Linear& args) {

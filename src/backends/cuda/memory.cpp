@@ -196,6 +196,7 @@ void CudaOps::reserve(const StepLimits& limits) {
   index_scores_ = allocate(index_score_rows_ * row_bytes);
   step_latents_ = allocate(limits.rows * cuda::kLatentWidth * bytes_of(DType::kF16));
   reserve_experts();
+  reserve_linears();
   if (limits.vocab_size > cuda::kMaxVocab)
     fail("CUDA: vocab_size: the sampler takes at most {}, found {}", cuda::kMaxVocab,
          limits.vocab_size);

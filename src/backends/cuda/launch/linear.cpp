@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// linears: sorts the products of a launch by kind of weight.
+// linears: sorts the products of a launch by kind of weight and picks the kernel by tokens.
 #include "backends/cuda/launch/linear_tiles.h"
 
 namespace quatrain::cuda {
 namespace {
+
+// From here on a tile of 128 tokens beats reading the weights once more per 32.
+constexpr int kManyTokens = 65;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -37,7 +40,7 @@ bool has_fast_linear(const Matrix& w) {
   }
 }
 
-void linears(const LinearsArgs& args, cudaStream_t stream) {
+void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
   if (args.tokens == 0 || args.count == 0) return;
   const int cols = args.products[0].w.cols;
   for (const LinearKind kind :
@@ -56,7 +59,10 @@ void linears(const LinearsArgs& args, cudaStream_t stream) {
       some.tiles += args.groups * ceil_div(product.w.rows / args.groups, kTileRows);
     }
     if (some.count == 0) continue;
-    stream_tiles(kind, some, stream);
+    if (args.tokens < kManyTokens || scratch.bytes < tile_scratch_bytes(cols, args.groups))
+      stream_tiles(kind, some, stream);
+    else
+      multiply_tiles(kind, some, scratch, stream);
   }
 }
 

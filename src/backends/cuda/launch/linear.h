@@ -40,10 +40,17 @@ struct LinearsArgs {
   Product products[kMaxProducts] = {};  // all of the same cols
 };
 
+/// Memory for the split inputs of many tokens. Without it, or where it is too small, the weights
+/// are read once more for every 32 tokens.
+struct LinearScratch {
+  void* memory = nullptr;
+  std::int64_t bytes = 0;
+};
+
 /// Whether linears() takes the matrix: a format it knows, in rows of whole 16-byte words.
 bool has_fast_linear(const Matrix& w);
 
 /// out_i[t, n] = Σ_k x[t, g(n), k] W_i[n, k]; has_fast_linear() must hold for every W_i.
-void linears(const LinearsArgs& args, cudaStream_t stream);
+void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

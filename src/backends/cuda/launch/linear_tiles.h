@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Several products of one input and one kind of weight, cut into tiles: what linears() hands to its
-// kernels.
+// two kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -40,4 +40,10 @@ struct LinearTiles {
 bool stream_takes(int cols);
 /// For few tokens: weights stream through the chip once per 32 of them.
 void stream_tiles(LinearKind kind, const LinearTiles& args, cudaStream_t stream);
+/// For many; the scratch has room for one tile of tokens at least.
+void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
+                    cudaStream_t stream);
+/// Scratch for the split inputs of one tile of tokens.
+std::int64_t tile_scratch_bytes(int cols, int groups);
+
 }  // namespace quatrain::cuda
