@@ -85,6 +85,20 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
   return ExpertActivations::kFull;
 }
 
+LoadEvents::Progress progress_on_stderr(const char* label, const char* unit) {
+  return [=, bar = std::shared_ptr<ProgressBar>(), reported = std::int64_t{0}](
+             std::int64_t done, std::int64_t total) mutable {
+    if (!bar) {
+      ProgressOptions options = ProgressOptions::for_stderr();
+      options.unit = unit;
+      bar = std::make_shared<ProgressBar>(label, total, std::move(options));
+    }
+    bar->advance(done - reported);
+    reported = done;
+    if (done == total) bar->finish();
+  };
+}
+
 }  // namespace
 
 LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
@@ -109,19 +123,13 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
       parse_activations(flags.expert_activations, ops_->backend_name());
 
   const auto start = std::chrono::steady_clock::now();
-  std::unique_ptr<ProgressBar> bar;
-  std::int64_t reported = 0;
-  const auto progress = [&](std::int64_t done, std::int64_t total) {
-    if (!bar) bar = std::make_unique<ProgressBar>("loading", total);
-    bar->advance(done - reported);
-    reported = done;
-    if (done == total) bar->finish();
-  };
   const ModelSource source = flags.open();
   name_ = source.name;
   runner_ = std::make_unique<ModelRunner>(
-      *ops_, source, options, progress,
-      [](const MemoryPlan& plan) { fmt::print(stderr, "{}", plan.describe()); });
+      *ops_, source, options,
+      LoadEvents{.plan = [](const MemoryPlan& plan) { fmt::print(stderr, "{}", plan.describe()); },
+                 .weights = progress_on_stderr("loading", ""),
+                 .recording = progress_on_stderr("recording", "decode steps")});
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const std::string recorded =
       runner_->recorded_steps() == 0

@@ -396,6 +396,7 @@ class Cases {
                     .entries = {},
                     .selected = {},
                     .sinks = bench_.make(DType::kF32, {heads}),
+                    .inv_freq = bench_.make(DType::kF32, {c_.rope_dim / 2}),
                     .out = bench_.activations({rows, heads, width})};
     if (ratio > 0) args.entries = pool(ratio, width, slots, context);
     if (ratio == 4) {

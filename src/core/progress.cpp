@@ -66,9 +66,9 @@ ProgressBar::~ProgressBar() {
   if (on_screen_) write(kErase);
 }
 
-void ProgressBar::advance(std::int64_t bytes) {
+void ProgressBar::advance(std::int64_t count) {
   const std::scoped_lock lock(mutex_);
-  done_ += bytes;
+  done_ += count;
   if (!options_.enabled || finished_) return;
   const double seconds = elapsed();
   const double interval = options_.is_terminal ? kTerminalInterval : kPlainInterval;
@@ -80,8 +80,11 @@ void ProgressBar::finish() {
   if (std::exchange(finished_, true) || !options_.enabled) return;
   const double seconds = elapsed();
   const double rate = static_cast<double>(done_) / std::max(seconds, 1e-3);
-  write(fmt::format("{}{}: {} in {:.1f} s, {}/s\n", std::exchange(on_screen_, false) ? kErase : "",
-                    label_, amount(static_cast<double>(done_)), seconds, amount(rate)));
+  const std::string result =
+      options_.unit.empty() ? fmt::format("{} in {:.1f} s, {}/s",
+                                          amount(static_cast<double>(done_)), seconds, amount(rate))
+                            : fmt::format("{} {} in {:.1f} s", done_, options_.unit, seconds);
+  write(fmt::format("{}{}: {}\n", std::exchange(on_screen_, false) ? kErase : "", label_, result));
 }
 
 void ProgressBar::draw(double seconds) {
@@ -104,14 +107,16 @@ void ProgressBar::write(const std::string& text) {
   std::fflush(options_.file);
 }
 
-/// "1.50/4.00 GB, 0.75 GB/s, 4 s left"
+/// "1.50/4.00 GB, 0.75 GB/s, 4 s left"; "3/11 steps, 4 s left"
 std::string ProgressBar::progress_text(double seconds) const {
   const auto done = static_cast<double>(done_);
   const auto total = static_cast<double>(std::max(total_, done_));
   const double rate = done / std::max(seconds, 1e-3);
   const Unit unit = unit_for(total);
-  std::string text = fmt::format("{:.2f}/{:.2f} {}, {}/s", done / unit.bytes, total / unit.bytes,
-                                 unit.name, amount(rate));
+  std::string text = options_.unit.empty()
+                         ? fmt::format("{:.2f}/{:.2f} {}, {}/s", done / unit.bytes,
+                                       total / unit.bytes, unit.name, amount(rate))
+                         : fmt::format("{}/{} {}", done_, total_, options_.unit);
   if (rate > 0) text += fmt::format(", {} left", duration((total - done) / rate));
   return text;
 }

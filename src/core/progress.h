@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// ProgressBar: how far a long read or write of bytes has come, on stderr.
+// ProgressBar: how far a long read or write of bytes, or a number of things, has come, on stderr.
 //
 // On a terminal it is one line, redrawn in place at most ten times a second; elsewhere it is a
-// plain line every five seconds. It counts bytes only; what they are is the caller's business.
+// plain line every five seconds. What it counts is the caller's business.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,7 @@ struct ProgressOptions {
   std::FILE* file = stderr;
   bool is_terminal = false;
   int columns = 80;               ///< width of the terminal
+  std::string unit = {};          ///< what is counted, in the plural; empty: bytes
   std::function<double()> clock;  ///< seconds, monotonic; the steady clock when empty
 
   /// Options for the process's stderr: asks whether it is a terminal, and how wide.
@@ -26,7 +27,7 @@ struct ProgressOptions {
 
 class ProgressBar {
  public:
-  /// `total` bytes are to come; `label` says what for ("loading").
+  /// `total` bytes or other units are to come; `label` says what for ("loading").
   ProgressBar(std::string label, std::int64_t total,
               ProgressOptions options = ProgressOptions::for_stderr());
   /// Without finish(), which is how an error leaves, the bar is erased and nothing more is said.
@@ -34,10 +35,10 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  /// `bytes` more are done. May be called from any thread.
-  void advance(std::int64_t bytes);
+  /// `count` more are done. May be called from any thread.
+  void advance(std::int64_t count);
 
-  /// Writes the closing line: bytes, seconds and rate. Further calls do nothing.
+  /// Writes the closing line: amount, seconds and, of bytes, the rate. Further calls do nothing.
   void finish();
 
  private:

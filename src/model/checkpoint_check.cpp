@@ -50,10 +50,8 @@ class Checker {
   // w1, w3, w2 of an expert come in this order.
   void expert(const WeightEntry& entry, const LinearScalars& scalars) {
     ++out_.expert_linears;
-    if (entry.name.ends_with(".w1")) gate_ = {source.global_scale, source.input_scale};
-    if (entry.name.ends_with(".w3") &&
-        (source.global_scale != gate_.global_scale || source.input_scale != gate_.input_scale))
-      ++out_.unequal_pairs;
+    if (entry.name.ends_with(".w1")) gate_ = scalars;
+    if (entry.name.ends_with(".w3") && scalars != gate_) ++out_.unequal_pairs;
   }
 
   void plain(const WeightEntry& entry) {

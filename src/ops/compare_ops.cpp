@@ -449,10 +449,13 @@ op::HcPreNorm mirrored(op::HcPreNorm a, M& m) {
 
 template <class M>
 op::NormRope mirrored(op::NormRope a, M& m) {
-  a.x = m.out("x", a.x);
-  a.weight = m.constant(a.weight);
   a.positions = m.in(a.positions);
-  a.inv_freq = m.constant(a.inv_freq);
+  for (int i = 0; i < a.count; ++i) {
+    auto& rows = a.rows[static_cast<std::size_t>(i)];
+    rows.x = m.out(i == 0 ? "x" : "x1", rows.x);
+    rows.weight = m.constant(rows.weight);
+    rows.inv_freq = m.constant(rows.inv_freq);
+  }
   return a;
 }
 

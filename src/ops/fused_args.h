@@ -74,10 +74,10 @@ struct HcPreNorm {
 struct NormRope {
   static constexpr const char* kName = "norm_rope";
   struct Rows {
-    Tensor x;  // [T, m] or [T, H, m]
+    Tensor x = {};  // [T, m] or [T, H, m]
     bool norm = true;
-    Tensor weight;    // F32 [m], or empty for none
-    Tensor inv_freq;  // F32 [rope_dim / 2], or empty for no rotation
+    Tensor weight = {};    // F32 [m], or empty for none
+    Tensor inv_freq = {};  // F32 [rope_dim / 2], or empty for no rotation
     CacheGrid grid = CacheGrid::kNone;
     std::int64_t rope_dim = 0;  // of the grid
   };

@@ -33,15 +33,15 @@ void EngineOptions::resolve(const V4Config& config) {
 }
 
 ModelRunner::ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
-                         const Progress& progress, const OnPlan& on_plan)
+                         const LoadEvents& events)
     : ops_(ops), config_(source.config), options_(std::move(options)) {
   options_.resolve(config_);
   const WeightList list = list_weights(source.checkpoint, config_, options_.mtp);
   plan_ = plan_memory(ops_, config_, options_, list);
-  if (on_plan) on_plan(plan_);
+  if (events.plan) events.plan(plan_);
   plan_.check();
   weights_ = load_weights(source.checkpoint, config_, ops_, list,
-                          {.mtp = options_.mtp, .progress = progress});
+                          {.mtp = options_.mtp, .progress = events.weights});
   model_ = std::make_unique<DeepseekV4>(config_, weights_, options_.numerics);
 
   const std::int64_t slots = options_.max_num_seqs;
@@ -52,7 +52,7 @@ ModelRunner::ModelRunner(Ops& ops, const ModelSource& source, EngineOptions opti
   make_outputs();
   scratch_ = ops_.allocate(plan_.arena);
   arena_ = std::make_unique<Arena>(scratch_.data(), scratch_.bytes());
-  if (options_.record && ops_.can_record()) record_decode_steps();
+  if (options_.record && ops_.can_record()) record_decode_steps(events.recording);
 }
 
 void ModelRunner::make_inputs() {
@@ -119,9 +119,10 @@ void ModelRunner::make_outputs() {
 
 // A decode step's shape depends on its padded row count alone, so a recording per count serves
 // every batch.
-void ModelRunner::record_decode_steps() {
+void ModelRunner::record_decode_steps(const LoadEvents::Progress& progress) {
   const std::int64_t before = ops_.memory().free;
-  for (const std::int64_t rows : decode_buckets(options_)) {
+  const std::vector<std::int64_t> buckets = decode_buckets(options_);
+  for (const std::int64_t rows : buckets) {
     lay_out(rows, rows);
     rows_ = wanted_rows_ = 0;
     pad_rows(rows);
@@ -132,6 +133,7 @@ void ModelRunner::record_decode_steps() {
     };
     body();  // once eagerly: sets up what recording may not
     decode_steps_.push_back({rows, ops_.record(body)});
+    if (progress) progress(std::ssize(decode_steps_), std::ssize(buckets));
   }
   ops_.wait();
   recorded_bytes_ = before - ops_.memory().free;

@@ -29,23 +29,26 @@ struct SequenceChunk {
   LogitRows logits = LogitRows::kLast;
 };
 
+/// What loading a model tells its caller; any may be empty.
+struct LoadEvents {
+  using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
+  /// What the model will take, before weights are read and before a lack of memory is an error.
+  std::function<void(const MemoryPlan&)> plan = {};
+  Progress weights = {};    ///< bytes read
+  Progress recording = {};  ///< decode steps recorded
+};
+
 class ModelRunner {
  public:
-  using Progress = std::function<void(std::int64_t done, std::int64_t total)>;
-
-  /// Told what the model will take, before weights are read and before a lack of memory is an
-  /// error.
-  using OnPlan = std::function<void(const MemoryPlan&)>;
-
   /// Loads the model in `folder` through `ops`, which must outlive the runner. Throws before any
   /// weight is read when memory is missing.
   ModelRunner(Ops& ops, const std::filesystem::path& folder, EngineOptions options,
-              const Progress& progress = {}, const OnPlan& on_plan = {})
-      : ModelRunner(ops, open_model(folder), std::move(options), progress, on_plan) {}
+              const LoadEvents& events = {})
+      : ModelRunner(ops, open_model(folder), std::move(options), events) {}
 
   /// The same with an architecture and tensors from elsewhere.
   ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
-              const Progress& progress = {}, const OnPlan& on_plan = {});
+              const LoadEvents& events = {});
 
   /// Runs the chunks of distinct slots as one step. Returns F32 logits [n, vocab_size] of the rows
   /// asked for, in order; valid until the next step.
@@ -97,7 +100,7 @@ class ModelRunner {
  private:
   void make_inputs();
   void make_outputs();
-  void record_decode_steps();
+  void record_decode_steps(const LoadEvents::Progress& progress);
   void lay_out(std::int64_t rows, std::int64_t wanted);
   void fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded = 0,
                  bool sampled = false);

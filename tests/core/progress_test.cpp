@@ -95,6 +95,19 @@ TEST_F(Progress, ShortWorkIsOneLine) {
   EXPECT_EQ(text(), "loading: 25.00 MB in 0.5 s, 50.00 MB/s\n");
 }
 
+TEST_F(Progress, CountsOtherThingsThanBytes) {
+  ProgressOptions options = this->options(false);
+  options.unit = "steps";
+  ProgressBar bar("recording", 11, options);
+  now_ += 6;
+  bar.advance(3);
+  EXPECT_EQ(text(), "recording: 3/11 steps, 16 s left\n");
+  now_ += 2;
+  bar.advance(8);
+  bar.finish();
+  EXPECT_EQ(text(), "recording: 3/11 steps, 16 s left\nrecording: 11 steps in 8.0 s\n");
+}
+
 TEST_F(Progress, WithoutFinishTheBarIsErased) {
   {
     ProgressBar bar("loading", 4 * kGB, options(true));

@@ -80,12 +80,13 @@ TEST(MemoryPlan, RefusesBeforeReadingAndNamesTheFlags) {
   bool told = false, read = false;
   std::string message;
   try {
-    ModelRunner(
-        machine, model.write(), options(), [&](std::int64_t, std::int64_t) { read = true; },
-        [&](const MemoryPlan& plan) {
-          told = true;
-          EXPECT_NE(plan.describe().find("experts"), std::string::npos);
-        });
+    ModelRunner(machine, model.write(), options(),
+                LoadEvents{.plan =
+                               [&](const MemoryPlan& plan) {
+                                 told = true;
+                                 EXPECT_NE(plan.describe().find("experts"), std::string::npos);
+                               },
+                           .weights = [&](std::int64_t, std::int64_t) { read = true; }});
   } catch (const Error& error) {
     message = error.what();
   }

@@ -205,7 +205,8 @@ void top_k(const IndexSelectArgs& args, int first_row, int rows, cudaStream_t st
   while (blocks < kMaxBlocks && 2 * blocks * rows <= kBlocksAtOnce &&
          blocks * kScoresPerBlock < args.score_columns)
     blocks *= 2;
-  cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
   const cudaLaunchConfig_t config = {
       .gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)),
