@@ -127,6 +127,8 @@ TEST(MemoryPlan, TheContextItSuggestsFits) {
   EXPECT_GT(suggested, 1024);
   EXPECT_LT(suggested, 2048);
   o.max_model_len = suggested;
+  o.kv_blocks = 0;
+  o.resolve(config);
   EXPECT_EQ(plan_memory(machine, config, o, list).missing(), 0);
 }
 

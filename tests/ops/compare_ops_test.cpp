@@ -106,11 +106,11 @@ TEST_F(Compared, ASingleWrongElementCounts) {
 }
 
 TEST_F(Compared, NanIsInfinitelyFar) {
-  FaultyOps faulty(cpu_, "swiglu", 0,
+  FaultyOps faulty(cpu_, "swiglu_linear", 0,
                    [](std::vector<float>& values) { values[0] = std::nanf(""); });
   const OpDifference* first = first_difference(run(faulty));
   ASSERT_NE(first, nullptr);
-  EXPECT_EQ(first->name, "swiglu");
+  EXPECT_EQ(first->name, "swiglu_linear");
   EXPECT_EQ(first->difference, std::numeric_limits<double>::infinity());
 }
 
