@@ -14,6 +14,7 @@ namespace quatrain::apps {
 void add_bench(CLI::App& app);
 void add_run(CLI::App& app);
 void add_chat(CLI::App& app);
+void add_serve(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_quantize(CLI::App& app);
 void add_perplexity(CLI::App& app);

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default(false);
   quatrain::apps::add_run(app);
   quatrain::apps::add_chat(app);
+  quatrain::apps::add_serve(app);
   quatrain::apps::add_inspect(app);
   quatrain::apps::add_quantize(app);
   quatrain::apps::add_perplexity(app);

@@ -101,7 +101,8 @@ LoadEvents::Progress progress_on_stderr(const char* label, const char* unit) {
 
 }  // namespace
 
-LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
+LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
+                           const std::function<void(double)>& on_progress)
     : backend_(make_backend(flags.backend, flags.cpu(), flags.kv_cache_dtype)) {
   ops_ = backend_.ops.get();
   if (decorate) {
@@ -127,9 +128,15 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate)
   name_ = source.name;
   runner_ = std::make_unique<ModelRunner>(
       *ops_, source, options,
-      LoadEvents{.plan = [](const MemoryPlan& plan) { fmt::print(stderr, "{}", plan.describe()); },
-                 .weights = progress_on_stderr("loading", ""),
-                 .recording = progress_on_stderr("recording", "decode steps")});
+      LoadEvents{
+          .plan = [](const MemoryPlan& plan) { fmt::print(stderr, "{}", plan.describe()); },
+          .weights =
+              [&, bar = progress_on_stderr("loading", "")](std::int64_t done, std::int64_t total) {
+                bar(done, total);
+                if (on_progress)
+                  on_progress(static_cast<double>(done) / static_cast<double>(total));
+              },
+          .recording = progress_on_stderr("recording", "decode steps")});
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const std::string recorded =
       runner_->recorded_steps() == 0

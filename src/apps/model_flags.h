@@ -2,6 +2,7 @@
 // Flags that every verb which runs a model shares, and what they load.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,8 +48,10 @@ class LoadedEngine {
  public:
   /// Loads with a progress bar on stderr and prints one line about what was loaded.
   /// `decorate` may wrap the backend before anything is loaded; steps then run one by one.
+  /// `on_progress` is told the share that is done, 0 to 1.
   using Decorate = std::function<std::unique_ptr<Ops>(Ops& backend)>;
-  explicit LoadedEngine(const ModelFlags& flags, const Decorate& decorate = {});
+  explicit LoadedEngine(const ModelFlags& flags, const Decorate& decorate = {},
+                        const std::function<void(double)>& on_progress = {});
 
   ModelRunner& runner() { return *runner_; }
   const V4Config& config() const { return runner_->config(); }
