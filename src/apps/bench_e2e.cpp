@@ -9,6 +9,7 @@
 #include "apps/model_flags.h"
 #include "apps/number_list.h"
 #include "apps/step_bench.h"
+#include "core/file.h"
 #include "model/weight_table.h"
 
 namespace quatrain::apps {
@@ -25,6 +26,7 @@ struct E2eFlags {
   int repetitions = 5;
   int breakdown_repetitions = 21;
   std::string format = "md";
+  std::string save;
   bool breakdown = false;
 };
 
@@ -89,6 +91,7 @@ void bench_e2e(E2eFlags& flags) {
     }
   }
   report.tests = std::move(tests);
+  if (!flags.save.empty()) write_text_file(flags.save, format_report(report, "json"));
   fmt::print("{}", format_report(report, flags.format));
 }
 
@@ -120,6 +123,7 @@ void add_bench_e2e(CLI::App& bench) {
   verb->add_option("-o,--output", flags->format, "md, csv or json")
       ->check(CLI::IsMember({"md", "csv", "json"}))
       ->capture_default_str();
+  verb->add_option("--save", flags->save, "Also write the results to this file, as JSON");
   verb->add_flag("--breakdown", flags->breakdown,
                  "Also time every operation of each test's first step, beside the device's limits");
   verb->add_option("--breakdown-repetitions", flags->breakdown_repetitions,

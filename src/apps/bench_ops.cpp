@@ -8,6 +8,7 @@
 #include "apps/bench.h"
 #include "apps/number_list.h"
 #include "apps/op_cases.h"
+#include "core/file.h"
 #include "model/synthetic.h"
 
 namespace quatrain::apps {
@@ -22,6 +23,7 @@ struct OpsFlags {
   std::string contexts = "1024,32768";
   std::string filter;
   std::string format = "md";
+  std::string save;
   int repetitions = 21;
 };
 
@@ -46,6 +48,7 @@ void bench_ops(const OpsFlags& flags) {
                                     result.microseconds);
                          report.results.push_back(std::move(result));
                        });
+  if (!flags.save.empty()) write_text_file(flags.save, format_report(report, "json"));
   fmt::print("{}", format_report(report, flags.format));
 }
 
@@ -85,6 +88,7 @@ void add_bench_ops(CLI::App& bench) {
   verb->add_option("-o,--output", flags->format, "md, csv or json")
       ->check(CLI::IsMember({"md", "csv", "json"}))
       ->capture_default_str();
+  verb->add_option("--save", flags->save, "Also write the results to this file, as JSON");
   verb->callback([flags] { bench_ops(*flags); });
 }
 

@@ -189,14 +189,16 @@ class Bench(unittest.TestCase):
                          [("linear gate", 1), ("linear gate", 3)])
 
     def test_results_are_drawn(self):
-        e2e = run("bench", "e2e", *SYNTHETIC, "--backend", "cpu", "-p", 2, "-n", 0, "-r", 1, "--breakdown",
-                  "--breakdown-repetitions", 1, "-o", "json")
+        e2e = ("bench", "e2e", *SYNTHETIC, "--backend", "cpu", "-p", 2, "-n", 0, "-r", 1, "--breakdown",
+               "--breakdown-repetitions", 1)
         ops = run("bench", "ops", "--backend", "cpu", "--models", "storyteller", "--rows", 1, "--filter", "gate",
                   "-r", 1, "-o", "json")
         with tempfile.TemporaryDirectory() as folder:
-            for number, result in enumerate((e2e, ops)):
-                path = pathlib.Path(folder, f"{number}.json")
-                path.write_text(result.stdout, encoding="utf-8")
+            saved = pathlib.Path(folder, "e2e.json")
+            self.assertIn("| pp2 |", run(*e2e, "--save", saved).stdout)
+            printed = pathlib.Path(folder, "ops.json")
+            printed.write_text(ops.stdout, encoding="utf-8")
+            for path in (saved, printed):
                 subprocess.run([sys.executable, PLOT, path, "-o", folder], check=True, capture_output=True)
             drawn = sorted(path.name for path in pathlib.Path(folder).glob("*.svg"))
             self.assertEqual(drawn, ["breakdown-pp2.svg", "ops.svg", "speed.svg"])
