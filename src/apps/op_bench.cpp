@@ -10,7 +10,8 @@
 namespace quatrain::apps {
 namespace {
 
-constexpr std::size_t kCallsPerReplay = 64;
+constexpr double kReplayMicroseconds = 1000;
+constexpr double kMostRounds = 64;
 
 }  // namespace
 
@@ -76,18 +77,30 @@ Batch OpBench::batch(std::int64_t rows, std::int64_t slots, std::int64_t context
 }
 
 double OpBench::microseconds(const std::vector<Call>& calls) {
-  // Where a pass is a replay, it is long enough that the launch of it does not count.
-  const std::size_t rounds =
-      ops_.can_record() ? std::max<std::size_t>(1, kCallsPerReplay / calls.size()) : 1;
+  const auto clock = ops_.make_clock(repetitions_ + 2);
+  std::size_t rounds = 1;  // through the list in one pass
   const auto pass = [&] {
     for (std::size_t round = 0; round < rounds; ++round)
       for (const Call& call : calls) call();
   };
-  pass();  // once before anything counts, and before recording
-  const auto recording = ops_.can_record() ? ops_.record(pass) : nullptr;
+  const auto interval = [&] {
+    clock->restart();
+    clock->mark();
+    pass();
+    clock->mark();
+    return clock->intervals().front();
+  };
+  interval();  // before anything counts, and before recording
+  std::unique_ptr<Ops::Recording> recording;
+  if (ops_.can_record()) {
+    // Long enough that the launch of a replay does not count.
+    const double once = std::max(interval(), 1.0);
+    rounds = static_cast<std::size_t>(std::clamp(kReplayMicroseconds / once, 1.0, kMostRounds));
+    recording = ops_.record(pass);
+  }
   // Passes are issued without waiting, so that a device never waits for the host between them; the
   // first one, which it does wait for, does not count.
-  const auto clock = ops_.make_clock(repetitions_ + 2);
+  clock->restart();
   clock->mark();
   for (int r = 0; r <= repetitions_; ++r) {
     if (recording)
