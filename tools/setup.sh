@@ -7,7 +7,7 @@
 
 # What the command needs, and what its tests need on top.
 BUILD_PACKAGES=(g++ cmake ninja-build libfmt-dev libsimdjson-dev libcli11-dev libedit-dev
-                libboost-dev libssl-dev)
+                libboost-dev libssl-dev libxxhash-dev)
 TEST_PACKAGES=(python3 pkg-config libgtest-dev nlohmann-json3-dev libpcre2-dev)
 FUZZ_PACKAGES=(clang-14 libclang-rt-14-dev)
 

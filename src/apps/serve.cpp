@@ -160,6 +160,7 @@ void add_serve(CLI::App& app) {
   flags->add_to(*verb);
   // The parser reads files for the whole command only: the flags of this verb stand in [serve].
   app.set_config("--config", "", "Read flags from a TOML file with a section for the verb");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   verb->fallthrough();
   verb->callback([flags] { serve(*flags); });
 }
