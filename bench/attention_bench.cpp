@@ -15,6 +15,7 @@
 #include "attention_probes.h"
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/probe.h"
 #include "core/packed_row.h"
 
 namespace quatrain::bench {
@@ -287,7 +288,8 @@ void probe(CudaOps& ops) {
   const Tensor sink = arrays.floats({1});
   const auto bytes = static_cast<double>(data.bytes() / 16 * 16);
   g_read_bandwidth = bytes * 1e6 / time_us(ops, 1, [&] {
-                       read_all(data.data(), data.bytes() / 16 * 16, sink.f32(), ops.stream());
+                       cuda::probe_read(data.data(), data.bytes() / 16 * 16,
+                                        static_cast<unsigned*>(sink.data()), ops.stream());
                      });
   double flops = 0;
   const int processors = ops.properties().multiProcessorCount;

@@ -7,25 +7,6 @@
 namespace quatrain::bench {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kUnroll = 4;
-
-__global__ void __launch_bounds__(kThreads)
-    read_kernel(const uint4* data, std::int64_t n, float* sink) {
-  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
-  std::uint32_t all = 0;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n;
-       i += kUnroll * step) {
-    uint4 part[kUnroll] = {};
-#pragma unroll
-    for (int j = 0; j < kUnroll; ++j)
-      if (i + j * step < n) part[j] = __ldcs(data + i + j * step);
-#pragma unroll
-    for (int j = 0; j < kUnroll; ++j) all ^= part[j].x ^ part[j].y ^ part[j].z ^ part[j].w;
-  }
-  if (all == 0x12345678u) *sink = 1;
-}
-
 constexpr int kProducts = 4096;
 constexpr int kSharedBytes = 4 * 64 * 128 + 4 * 64 * 128;
 
@@ -42,13 +23,13 @@ __global__ void __launch_bounds__(256, 1) multiply_kernel(float* sink) {
   cuda::fence_operands();
   __syncthreads();
   float sums[128] = {};
-  cuda::wgmma_begin();
+  cuda::wgmma_fence();
   for (int i = 0; i < kProducts; ++i) {
     cuda::wgmma_m64n256_rows(sums, cuda::operand(base + i % 4 * 32, 16, 1024),
                              cuda::operand(base + 32768 + i % 4 * 2048, 8192, 1024));
     if (i % 8 == 7) cuda::wgmma_commit();
   }
-  cuda::wgmma_wait();
+  cuda::wgmma_wait<0>();
   float all = 0;
 #pragma unroll
   for (int i = 0; i < 128; ++i) all += sums[i];
@@ -56,11 +37,6 @@ __global__ void __launch_bounds__(256, 1) multiply_kernel(float* sink) {
 }
 
 }  // namespace
-
-void read_all(const void* data, std::int64_t bytes, float* sink, cudaStream_t stream) {
-  read_kernel<<<132 * 4, kThreads, 0, stream>>>(static_cast<const uint4*>(data), bytes / 16, sink);
-  QT_CUDA(cudaGetLastError());
-}
 
 double multiply(int processors, float* sink, cudaStream_t stream) {
   QT_CUDA(cudaFuncSetAttribute(multiply_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

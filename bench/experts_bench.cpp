@@ -16,11 +16,9 @@
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/probe.h"
 
 namespace quatrain::bench {
-
-void read_all(const void* data, std::int64_t bytes, int blocks, void* sink, cudaStream_t stream);
-
 namespace {
 
 constexpr std::int64_t kDistinct = 8;
@@ -211,10 +209,9 @@ int run(double peak, const std::vector<std::int64_t>& only) {
     Layer layer(ops, shape, 8192);
     if (read_rate == 0) {
       const Buffer sink = ops.allocate(4);
-      const int blocks = ops.properties().multiProcessorCount * 4;
       const double ms = time_ms(ops, [&] {
-        read_all(layer.weights().data(), layer.weights().bytes(), blocks, sink.data(),
-                 ops.stream());
+        cuda::probe_read(layer.weights().data(), layer.weights().bytes(),
+                         static_cast<unsigned*>(sink.data()), ops.stream());
       });
       read_rate = static_cast<double>(layer.weights().bytes()) / ms * 1e-9;
       std::printf("%s: reads %.3f TB/s; BF16 peak %.0f TFLOP/s\n", ops.properties().name, read_rate,

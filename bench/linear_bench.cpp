@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/probe.h"
 #include "core/codec.h"
-#include "linear_probe.h"
 
 namespace quatrain::bench {
 namespace {
@@ -117,7 +117,8 @@ double read_bandwidth(CudaOps& ops) {  // GB/s
   const std::int64_t bytes = std::int64_t{2} << 30;
   const Buffer memory = ops.allocate(bytes), out = ops.allocate(4);
   const auto body = [&] {
-    for (int i = 0; i < 4; ++i) read_all(memory.data(), bytes, out.data(), ops.stream());
+    for (int i = 0; i < 4; ++i)
+      cuda::probe_read(memory.data(), bytes, static_cast<unsigned*>(out.data()), ops.stream());
   };
   body();
   return static_cast<double>(bytes) / time_recording(ops, *ops.record(body), 4) / 1e3;

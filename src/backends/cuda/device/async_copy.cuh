@@ -89,6 +89,12 @@ __device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes
 __device__ inline void copy16(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+/// As copy16, or 16 bytes of zeros without reading anything.
+__device__ inline void copy16_or_zeros(std::uint32_t to, const void* from, bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(is_there ? 16 : 0)
+               : "memory");
+}
 __device__ inline void copy16_async(void* to, const void* from) {
   copy16(shared_address(to), from);
 }
@@ -107,18 +113,6 @@ __device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async;" :
 /// A barrier of `threads` threads of the block; `id` 1 to 15.
 __device__ inline void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-/// Arrives without waiting for the others.
-__device__ inline void named_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// Waits for the kernels this one was allowed to start before the end of.
-__device__ inline void wait_for_prior_kernels() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ inline void allow_next_kernel() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 /// A ring of `size` buffers: which one is next, and the parity of its barriers.

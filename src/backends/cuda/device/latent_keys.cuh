@@ -190,10 +190,10 @@ __device__ void load_keys(Source own, unsigned char* stage) {
       const Source source = __shfl_sync(kAllLanes, own, key);
       const std::uint32_t at = shared_address(to + panel_offset(key, chunk % 8));
       const auto* from = reinterpret_cast<const uint4*>(source & ~kTags) + chunk;
-      copy_async16_or_zeros(at, from, source != 0);
-      copy_async16_or_zeros(at + kHalf, from + kWarp, source != 0);
+      copy16_or_zeros(at, from, source != 0);
+      copy16_or_zeros(at + kHalf, from + kWarp, source != 0);
     }
-    copy_commit();
+    commit_copies();
     return;
   }
 #pragma unroll
@@ -213,7 +213,7 @@ __device__ void load_keys(Source own, unsigned char* stage) {
       at[kHalf / 16] = decode<kFormat>(raw[j][1], sources[j], chunk + kWarp);
     }
   }
-  copy_commit();
+  commit_copies();
 }
 
 }  // namespace quatrain::cuda::latent

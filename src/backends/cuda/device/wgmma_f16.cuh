@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Warp-group matrix products of Hopper in F16 with both operands in shared memory, and the
-// asynchronous copies that fill it.
+// Warp-group matrix products of Hopper in F16 with both operands in shared memory.
 //
 // Operands are panels of 64 columns: row r is 128 bytes at r * 128, its 16-byte chunk c at
 // c ^ (r % 8) (the 128-byte swizzle), panels start at multiples of 1024 bytes.
@@ -9,6 +8,7 @@
 #include <cstdint>
 
 #include "backends/cuda/device/async_copy.cuh"
+#include "backends/cuda/device/wgmma.cuh"
 
 namespace quatrain::cuda {
 
@@ -29,33 +29,9 @@ __device__ inline std::uint64_t operand(std::uint32_t address, int leading, int 
          static_cast<std::uint64_t>(stride >> 4) << 32;
 }
 
-__device__ inline void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void wgmma_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-__device__ inline void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
 /// Makes this thread's writes to shared memory visible to the products.
 __device__ inline void fence_operands() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/// 16 bytes, both addresses multiples of 16.
-__device__ inline void copy_async16(std::uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-/// As copy_async16, or 16 bytes of zeros without reading anything.
-__device__ inline void copy_async16_or_zeros(std::uint32_t to, const void* from, bool is_there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(is_there ? 16 : 0)
-               : "memory");
-}
-__device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Waits until at most kPending of this thread's groups of copies are under way.
-template <int kPending>
-__device__ inline void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 /// In all of them lane l of warp w of the group holds d[16 w + l / 4][8 j + 2 (l % 4) + {0, 1}] in

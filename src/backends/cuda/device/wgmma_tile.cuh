@@ -11,10 +11,6 @@
 
 namespace quatrain::cuda {
 
-__device__ inline void wgmma_wait_all() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-
 /// Products run on after their instruction. Between it and the end of the wait the compiler must
 /// neither read the sums nor reuse the operands: these two, after the wait, tell it so.
 __device__ inline void keep_sums(float (&d)[16][4]) {
@@ -62,10 +58,5 @@ __device__ inline void wgmma_bf16(float (&d)[16][4], const std::uint32_t (&a)[4]
 
 #undef QT_D16
 #undef QT_D4
-
-/// Ordinary writes to shared memory before it are seen by wgmma after the next barrier.
-__device__ inline void fence_async_proxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 
 }  // namespace quatrain::cuda

@@ -112,7 +112,7 @@ __device__ void begin_scores(const Shared& shared, const unsigned char* stage,
   constexpr int kStride = 8 * kPanelRowBytes;
   const std::uint32_t q = shared_address(shared.q);
   const std::uint32_t keys = shared_address(stage) + group_id() * (kTileBytes / 16);
-  wgmma_begin();
+  wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kWidth / 16; ++k) {
     const int at = k / 4 * kPanelBytes + k % 4 * 32;
@@ -168,13 +168,13 @@ __device__ void add_values(const Shared& shared, const unsigned char* stage, Sum
   constexpr int kStride = 8 * kPanelRowBytes;
   const std::uint32_t weights = shared_address(shared.weights);
   const std::uint32_t values = shared_address(stage) + group_id() * (kTileBytes / 2);
-  wgmma_begin();
+  wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kTileKeys / 16; ++k)
     wgmma_m64n256_rows(sums.out, operand(weights + 32 * k, 16, kStride),
                        operand(values + 16 * kPanelRowBytes * k, kPanelBytes, kStride));
   wgmma_commit();
-  wgmma_wait();
+  wgmma_wait<0>();
 }
 
 // The softmax sums of the tiles [begin, end) of row r for `heads` heads with queries at q.
@@ -206,9 +206,9 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
   for (int tile = begin; tile < end; ++tile) {
     const unsigned char* stage = shared.keys[(tile - begin) & 1];
     if (tile == begin && begin + 1 < end)
-      copy_wait<1>();
+      wait_copies<1>();
     else
-      copy_wait<0>();
+      wait_copies<0>();
     fence_operands();
     __syncthreads();  // the tile is there, and the other stage and the weights have been used
     float scores[16];
@@ -217,7 +217,7 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
       load(next, tile + 1);
       next = source_of(tile + 2);
     }
-    wgmma_wait();
+    wgmma_wait<0>();
     weigh(shared, scores, keys.count - tile * kTileKeys, scale, sums);
     fence_operands();
     __syncthreads();

@@ -18,6 +18,7 @@
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/bf16_parts.cuh"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/expert_tiles.cuh"
 #include "backends/cuda/device/grid_sync.cuh"
 #include "backends/cuda/device/mma.cuh"
@@ -515,8 +516,8 @@ template <int kTokens, int kParts>
 __global__ void __launch_bounds__(kThreads, 1)
     experts_decode_kernel(const __grid_constant__ DecodeArgs args, int stages) {
   extern __shared__ __align__(128) std::uint8_t shared[];
-  allow_next_kernel();
-  wait_for_prior_kernels();
+  let_next_start();
+  wait_for_previous();
   Decoder<kTokens, kParts>(args, stages, shared).run();
 }
 

@@ -136,7 +136,7 @@ class TileLoader {
           blocks[i * kPassKeys / kBlockKeys] + key_of(i) % kBlockKeys * args.keys.rows.row_bytes;
       if constexpr (kFormat == CacheFormat::kF16) {
         unsigned char* to = tile + key_of(i) * kStride + 16 * chunk();
-        copy_async16_or_zeros(shared_address(to), row + 16 * chunk(), is_there);
+        copy16_or_zeros(shared_address(to), row + 16 * chunk(), is_there);
       } else if constexpr (kFormat == CacheFormat::kBf16) {
         raw_[i] = {0, 0, 0, 0};
         if (is_there) raw_[i] = *reinterpret_cast<const uint4*>(row + 16 * chunk());
@@ -148,7 +148,7 @@ class TileLoader {
         }
       }
     }
-    copy_commit();
+    commit_copies();
   }
 
   __device__ void store(unsigned char* tile) const {
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   loader.store(shared.keys[0]);
   for (int stage = 0; begin < visible; begin += step, stage ^= 1) {
     const bool has_next = begin + step < visible;
-    copy_wait<0>();
+    wait_copies<0>();
     __syncthreads();  // the tile is there, and the other stage has been used
     if (has_next) loader.fetch(args, table, begin + step, visible, shared.keys[stage ^ 1]);
     score_tile(shared, shared.keys[stage], args.heads, begin, visible, scores);

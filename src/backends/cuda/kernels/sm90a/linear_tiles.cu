@@ -10,9 +10,9 @@
 // Limits: tensor cores, at half their rate because inputs have two parts.
 #include <algorithm>
 
+#include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_strip.cuh"
-#include "backends/cuda/device/mbarrier.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
@@ -40,18 +40,18 @@ __device__ inline std::int64_t blob_offset(int token_tile, int group, int groups
 }
 
 struct Shared {
-  char* stages;          // [kStages] blobs: [2 parts][2 halves][kTokens][128], swizzled; factors
-  MemoryBarrier* full;   // [kStages]
-  MemoryBarrier* empty;  // [kStages]
+  char* stages;    // [kStages] blobs: [2 parts][2 halves][kTokens][128], swizzled; factors
+  Barrier* full;   // [kStages]
+  Barrier* empty;  // [kStages]
 
   // Stages start at multiples of 1024, which the swizzle counts from.
   static constexpr int kStride = (kBlobBytes + 1023) / 1024 * 1024;
   static constexpr std::size_t kBytes =
-      1024 + kStages * (static_cast<std::size_t>(kStride) + 2 * sizeof(MemoryBarrier));
+      1024 + kStages * (static_cast<std::size_t>(kStride) + 2 * sizeof(Barrier));
   __device__ explicit Shared(char* memory) {
     const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
     stages = memory + (1024 - address % 1024) % 1024;
-    full = reinterpret_cast<MemoryBarrier*>(stages + kStages * kStride);
+    full = reinterpret_cast<Barrier*>(stages + kStages * kStride);
     empty = full + kStages;
   }
 };
@@ -136,11 +136,11 @@ __device__ void copy_all(const char* blobs, const LinearTiles& args, int group, 
   const int token_tile = static_cast<int>(blockIdx.y);
   for (int block = 0; block < blocks; ++block) {
     const int stage = block % kStages;
-    if (block >= kStages) shared.empty[stage].wait((block / kStages - 1) % 2);
-    shared.full[stage].arrive_expecting(kBlobBytes);
-    shared.full[stage].copy_bulk(shared.stages + stage * Shared::kStride,
-                                 blobs + blob_offset(token_tile, group, args.groups, block, blocks),
-                                 kBlobBytes);
+    if (block >= kStages) barrier_wait(shared.empty + stage, (block / kStages - 1) % 2);
+    barrier_expect(shared.full + stage, kBlobBytes);
+    bulk_copy(shared.stages + stage * Shared::kStride,
+              blobs + blob_offset(token_tile, group, args.groups, block, blocks), kBlobBytes,
+              shared.full + stage);
   }
 }
 
@@ -194,7 +194,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int token0, int 
 #pragma unroll
     for (int pair = 0; pair < kSteps / 2; ++pair) decode_pair<kKind>(w, pair, a[pair]);
     const float scale[2] = {__uint_as_float(w.scale[0]), __uint_as_float(w.scale[1])};
-    shared.full[stage].wait(block / kStages % 2);
+    barrier_wait(shared.full + stage, block / kStages % 2);
     float products[16][4];
     wgmma_fence();
 #pragma unroll
@@ -210,7 +210,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int token0, int 
     // that products still read, which the compiler does not see to.
     constexpr bool kLoadsEarly = kKind != LinearKind::kBf16;
     if (kLoadsEarly && block + 1 < blocks) reader.load(block + 1, w);
-    wgmma_wait_all();
+    wgmma_wait<0>();
     keep_sums(products);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) keep_operand(a[step / 2][step % 2]);
@@ -231,7 +231,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int token0, int 
       }
     }
     __syncwarp();
-    if (lane_id() == 0) shared.empty[stage].arrive();
+    if (lane_id() == 0) barrier_arrive(shared.empty + stage);
     if ((block + 1) % kSliceBlocks == 0 || block + 1 == blocks) {
       add_slice(args, strip, block / kSliceBlocks, token0, sums);
 #pragma unroll
@@ -251,8 +251,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = warp_id();
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
-      shared.full[s].init(1);   // the thread that copies
-      shared.empty[s].init(8);  // warps that multiply
+      barrier_init(shared.full + s, 1);   // the thread that copies
+      barrier_init(shared.empty + s, 8);  // warps that multiply
     }
   }
   __syncthreads();
