@@ -99,15 +99,20 @@ class BatchingEngine final : public Engine {
  private:
   void check(const EngineRequest& request) const;
 
+  // What a step computed and nobody took yet.
+  struct Outcome {
+    std::span<const float> logits;
+    std::span<const SampleResult> samples;
+  };
+
   // On the engine's thread.
   void run() noexcept;
   bool take_work();
   void step();
   void admit(const StepPlan& plan);
   void leave_queue(Request& request);
-  void deal(const StepPlan::Chunk& chunk, std::span<const float>& logits);
+  void deal(const StepPlan::Chunk& chunk, bool sampled, Outcome& outcome);
   bool score_rows(Request& request, std::span<const float> rows);
-  bool sample_row(Request& request, std::span<const float> row, RequestEvent& event);
   void append(Request& request, RequestEvent&& event);
   void end(Request& request, RequestEnd how, RequestEvent&& event = {});
   void put_out(Request& request, RequestEvent&& event);
@@ -287,13 +292,12 @@ void BatchingEngine::step() {
          .position = s.computed,
          .tokens = std::span<const std::int32_t>(s.tokens).subspan(
              static_cast<std::size_t>(s.computed), static_cast<std::size_t>(chunk.count)),
-         .logits = chunk.all_logits ? LogitRows::kAll
-                   : ends           ? LogitRows::kLast
-                                    : LogitRows::kNone});
+         .logits = chunk.all_logits ? LogitRows::kAll : LogitRows::kNone,
+         .sample = ends && static_cast<const Request&>(s).max_tokens != 0});
   }
-  std::span<const float> logits = runner_.step(chunks_);
+  Outcome outcome{.logits = runner_.step(chunks_), .samples = runner_.samples()};
   ++counts_.steps;
-  for (const StepPlan::Chunk& chunk : plan.chunks) deal(chunk, logits);
+  for (std::size_t i = 0; i < chunks_.size(); ++i) deal(plan.chunks[i], chunks_[i].sample, outcome);
   for (const BlockId block : scheduler_.take_spoiled()) runner_.cache().zero_block(block);
   publish();
 }
@@ -302,6 +306,10 @@ void BatchingEngine::admit(const StepPlan& plan) {
   for (const auto& [sequence, place] : plan.admissions) {
     if (place) store_.restore(*place, sequence->slot);
     auto& request = static_cast<Request&>(*sequence);
+    const auto prompt = static_cast<std::size_t>(request.prompt_size);
+    const std::span<const std::int32_t> tokens = request.tokens;
+    runner_.set_sampling(request.slot, request.sampler.params(), tokens.first(prompt),
+                         tokens.subspan(prompt));
     if (request.started) continue;
     leave_queue(request);
     counts_.prompt_tokens += request.prompt_size;
@@ -315,19 +323,24 @@ void BatchingEngine::leave_queue(Request& request) {
   started_tokens_ += request.prompt_size;
 }
 
-// Takes the rows of logits of one chunk off the front of `logits`.
-void BatchingEngine::deal(const StepPlan::Chunk& chunk, std::span<const float>& logits) {
+// Takes what the step computed for one chunk off the front of `outcome`.
+void BatchingEngine::deal(const StepPlan::Chunk& chunk, bool sampled, Outcome& outcome) {
   auto& request = static_cast<Request&>(*chunk.sequence);
   const bool ends = request.computed + chunk.count == request.size();
-  const std::int64_t rows = chunk.all_logits ? chunk.count : ends ? 1 : 0;
-  const auto vocab = static_cast<std::size_t>(vocab_size());
-  const std::span<const float> own = logits.first(static_cast<std::size_t>(rows) * vocab);
-  logits = logits.subspan(own.size());
 
   // Rows are looked at before anybody may find the chunk's blocks.
+  bool sound = true;
+  if (chunk.all_logits) {
+    const auto floats = static_cast<std::size_t>(chunk.count * vocab_size());
+    sound = score_rows(request, outcome.logits.first(floats));
+    outcome.logits = outcome.logits.subspan(floats);
+  }
   RequestEvent event;
-  const bool sound = (!chunk.all_logits || score_rows(request, own)) &&
-                     (!ends || sample_row(request, own.last(vocab), event));
+  if (sampled) {
+    request.sampler.take(outcome.samples.front(), event);
+    sound = sound && event.token;
+    outcome.samples = outcome.samples.subspan(1);
+  }
   if (!sound) {
     scheduler_.spoil(request);
     return end(request, RequestEnd::kNonFinite);
@@ -354,13 +367,6 @@ bool BatchingEngine::score_rows(Request& request, std::span<const float> rows) {
   event.prompt_logprobs = std::move(request.prompt_logprobs);
   put_out(request, std::move(event));
   return true;
-}
-
-// False if there is no token to sample from the row.
-bool BatchingEngine::sample_row(Request& request, std::span<const float> row, RequestEvent& event) {
-  if (request.max_tokens == 0) return true;
-  return request.sampler.draw(row, request.tokens, request.prompt_size, workspace_, event) ==
-         SampleStatus::kOk;
 }
 
 void BatchingEngine::append(Request& request, RequestEvent&& event) {

@@ -120,7 +120,8 @@ MemoryPlan plan_memory(Ops& ops, const V4Config& config, const EngineOptions& op
 
   const std::int64_t slots = options.max_num_seqs;
   const std::int64_t blocks = options.kv_blocks;
-  plan.state = cache_bytes(ops, config, slots, 0) + SlotSampler::bytes(config.vocab_size, slots);
+  plan.state = cache_bytes(ops, config, slots, 0) +
+               SlotSampler::bytes(config.vocab_size, slots, options.max_logit_rows);
   plan.caches = cache_bytes(ops, config, slots, blocks) - cache_bytes(ops, config, slots, 0);
   plan.cache_per_token = plan.caches / (blocks * kBlockTokens);
 

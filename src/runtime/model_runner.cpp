@@ -11,6 +11,19 @@ namespace {
 
 constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // rows of a pool stay far below 2^31
 
+// Rows of logits that the host gets.
+std::int64_t host_rows(const SequenceChunk& chunk) {
+  const auto n = static_cast<std::int64_t>(chunk.tokens.size());
+  return chunk.logits == LogitRows::kAll    ? n
+         : chunk.logits == LogitRows::kLast ? std::min<std::int64_t>(n, 1)
+                                            : 0;
+}
+
+// Rows of logits that are computed: the last ones of the chunk.
+std::int64_t device_rows(const SequenceChunk& chunk) {
+  return std::max<std::int64_t>(host_rows(chunk), chunk.sample && !chunk.tokens.empty() ? 1 : 0);
+}
+
 }  // namespace
 
 void EngineOptions::resolve(const V4Config& config) {
@@ -114,7 +127,8 @@ void ModelRunner::make_outputs() {
   memory_.push_back(ops_.allocate(logit_bytes));
   logits_ =
       Tensor(memory_.back().data(), DType::kF32, {options_.max_logit_rows, config_.vocab_size});
-  sampler_ = std::make_unique<SlotSampler>(ops_, config_.vocab_size, options_.max_num_seqs);
+  sampler_ = std::make_unique<SlotSampler>(ops_, config_.vocab_size, options_.max_num_seqs,
+                                           options_.max_logit_rows);
 }
 
 // A decode step's shape depends on its padded row count alone, so a recording per count serves
@@ -173,24 +187,21 @@ bool ModelRunner::is_decode(std::span<const SequenceChunk> chunks) const {
   return !decode_steps_.empty() && step_ops_ == &ops_ &&
          static_cast<std::int64_t>(chunks.size()) <= decode_steps_.back().rows &&
          std::ranges::all_of(chunks, [](const SequenceChunk& chunk) {
-           return chunk.tokens.size() == 1 && chunk.logits == LogitRows::kLast;
+           return chunk.tokens.size() == 1 && device_rows(chunk) == 1;
          });
 }
 
 // Rows of the chunks, then inert ones up to `padded`, if that is more.
-void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded,
-                            bool sampled) {
+void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded) {
   std::int64_t rows = 0, wanted = 0;
   for (const SequenceChunk& chunk : chunks) {
-    const auto n = static_cast<std::int64_t>(chunk.tokens.size());
-    rows += n;
-    if (chunk.logits != LogitRows::kNone && n > 0)
-      wanted += chunk.logits == LogitRows::kAll ? n : 1;
+    rows += static_cast<std::int64_t>(chunk.tokens.size());
+    wanted += device_rows(chunk);
   }
   if (wanted > options_.max_logit_rows)
     fail("{} rows of logits were asked for, room was made for {}", wanted, options_.max_logit_rows);
   lay_out(std::max(rows, padded), std::max(wanted, padded));
-  rows_ = wanted_rows_ = 0;
+  rows_ = wanted_rows_ = sampled_rows_ = 0;
   for (const SequenceChunk& chunk : chunks) {
     const std::int64_t first = rows_;
     const auto n = static_cast<std::int64_t>(chunk.tokens.size());
@@ -199,12 +210,13 @@ void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks, std::int64_t 
       host_.positions[rows_] = static_cast<std::int32_t>(chunk.position + i);
       host_.slots[rows_] = static_cast<std::int32_t>(chunk.slot);
       host_.first_rows[rows_] = static_cast<std::int32_t>(first);
-      if (chunk.logits == LogitRows::kNone || (chunk.logits == LogitRows::kLast && i + 1 < n))
-        continue;
+      if (n - i > device_rows(chunk)) continue;
+      const bool sampled = chunk.sample && i + 1 == n;
       host_.logit_rows[wanted_rows_] = static_cast<std::int32_t>(rows_);
       host_.sample_slots[wanted_rows_] = sampled ? static_cast<std::int32_t>(chunk.slot) : -1;
       host_.sample_positions[wanted_rows_] = static_cast<std::int32_t>(chunk.position + i + 1);
       ++wanted_rows_;
+      if (sampled) ++sampled_rows_;
     }
   }
   pad_rows(padded);
@@ -233,45 +245,60 @@ void ModelRunner::issue_sampling(Ops& ops, std::int64_t rows) {
                   sample_positions_.rows(0, rows));
 }
 
-void ModelRunner::issue_step(std::span<const SequenceChunk> chunks, bool sampled) {
+void ModelRunner::issue_step(std::span<const SequenceChunk> chunks) {
   if (is_decode(chunks)) {
     const auto step = std::ranges::find_if(decode_steps_, [&](const DecodeStep& decode) {
       return decode.rows >= static_cast<std::int64_t>(chunks.size());
     });
-    fill_rows(chunks, step->rows, sampled);
+    fill_rows(chunks, step->rows);
     ops_.upload(inputs_, host_inputs_.data());
     step->recording->replay();
     return;
   }
-  fill_rows(chunks, 0, sampled);
+  fill_rows(chunks);
   ops_.upload(inputs_, host_inputs_.data());
   GuardOps ops(*step_ops_);
   run_forward(ops, rows_, wanted_rows_);
-  if (sampled && wanted_rows_ > 0) issue_sampling(ops, wanted_rows_);
+  if (sampled_rows_ > 0) issue_sampling(ops, wanted_rows_);
+}
+
+// Rows for the host lie one behind the other there; one copy for each run of them on the device.
+// Returns their number.
+std::int64_t ModelRunner::start_downloads(std::span<const SequenceChunk> chunks) {
+  const std::int64_t row_bytes = config_.vocab_size * bytes_of(DType::kF32);
+  std::int64_t done = 0, begin = 0, end = 0;  // the run [begin, end) is not copied yet
+  const auto flush = [&] {
+    if (end == begin) return;
+    char* to = static_cast<char*>(host_logits_.data()) + done * row_bytes;
+    ops_.start_download(to, logits_.rows(begin, end - begin));
+    done += end - begin;
+  };
+  for (const SequenceChunk& chunk : chunks) {
+    if (host_rows(chunk) == device_rows(chunk)) {
+      end += device_rows(chunk);
+      continue;
+    }
+    flush();
+    begin = end = end + device_rows(chunk);
+  }
+  flush();
+  if (sampled_rows_ > 0) sampler_->start_download(wanted_rows_);
+  return done;
 }
 
 std::span<const float> ModelRunner::step(std::span<const SequenceChunk> chunks) {
   check(chunks);
+  std::int64_t downloaded = 0;
   {
     const StepGuard guard(options_.guard ? "step" : nullptr);
-    issue_step(chunks, false);
-    if (wanted_rows_ > 0) ops_.start_download(host_logits_.data(), logits_.rows(0, wanted_rows_));
+    issue_step(chunks);
+    downloaded = start_downloads(chunks);
   }
   ops_.wait();
-  return host_logits(wanted_rows_);
-}
-
-std::span<const SampleResult> ModelRunner::step_sampled(std::span<const SequenceChunk> chunks) {
-  check(chunks);
-  if (std::ranges::count(chunks, LogitRows::kAll, &SequenceChunk::logits) > 0)
-    fail("a step samples the last row of a chunk only, all its logits were asked for");
-  {
-    const StepGuard guard(options_.guard ? "step" : nullptr);
-    issue_step(chunks, true);
-    if (wanted_rows_ > 0) sampler_->start_download(wanted_rows_);
-  }
-  ops_.wait();
-  return sampler_->finish(wanted_rows_);
+  samples_ = {};
+  if (sampled_rows_ > 0)
+    samples_ = sampler_->finish({host_.sample_slots, static_cast<std::size_t>(wanted_rows_)});
+  return host_logits(downloaded);
 }
 
 std::span<const float> ModelRunner::host_logits(std::int64_t rows) const {
@@ -282,7 +309,7 @@ std::span<const float> ModelRunner::host_logits(std::int64_t rows) const {
 std::unique_ptr<Ops::Recording> ModelRunner::record_step(Ops& ops,
                                                          std::span<const SequenceChunk> chunks) {
   check(chunks);
-  fill_rows(chunks, 0, false);
+  fill_rows(chunks);
   ops_.upload(inputs_, host_inputs_.data());
   run_forward(ops, rows_, wanted_rows_);  // once eagerly: sets up what recording may not
   return ops.record([&] { run_forward(ops, rows_, wanted_rows_); });

@@ -26,7 +26,8 @@ struct SequenceChunk {
   std::int64_t slot = 0;
   std::int64_t position = 0;  ///< of tokens[0]; earlier positions must have run
   std::span<const std::int32_t> tokens;
-  LogitRows logits = LogitRows::kLast;
+  LogitRows logits = LogitRows::kLast;  ///< rows that the host gets
+  bool sample = false;  ///< the token after the last is drawn on the device, as its slot says
 };
 
 /// What loading a model tells its caller; any may be empty.
@@ -54,6 +55,10 @@ class ModelRunner {
   /// asked for, in order; valid until the next step.
   std::span<const float> step(std::span<const SequenceChunk> chunks);
 
+  /// What the last step drew: a result for each chunk that asked to sample, in order; valid until
+  /// the next step. Only these were copied back for it.
+  std::span<const SampleResult> samples() const { return samples_; }
+
   /// How tokens of `slot` are drawn from now on. `prompt` and `output` are what the sequence holds
   /// already: penalties and min_tokens count from there. Throws on parameters out of range. Not
   /// part of a step: it may wait for earlier ones.
@@ -62,11 +67,6 @@ class ModelRunner {
                     std::span<const std::int32_t> output = {}) {
     sampler_->set(slot, params, prompt, output);
   }
-
-  /// As step(), but samples the next token of every chunk that asks for its last logits, on the
-  /// device, with its slot's parameters. Returns one result for each such chunk, in order; valid
-  /// until the next step. Copies back the results only. LogitRows::kAll is refused.
-  std::span<const SampleResult> step_sampled(std::span<const SequenceChunk> chunks);
 
   /// Runs MTP block `m` on the rows of the last step, given each row's following token: tokens are
   /// appended at the same positions. Returns logits of all rows.
@@ -102,10 +102,10 @@ class ModelRunner {
   void make_outputs();
   void record_decode_steps(const LoadEvents::Progress& progress);
   void lay_out(std::int64_t rows, std::int64_t wanted);
-  void fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded = 0,
-                 bool sampled = false);
+  void fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded = 0);
   void pad_rows(std::int64_t rows);
-  void issue_step(std::span<const SequenceChunk> chunks, bool sampled);
+  void issue_step(std::span<const SequenceChunk> chunks);
+  std::int64_t start_downloads(std::span<const SequenceChunk> chunks);
   void check(std::span<const SequenceChunk> chunks) const;
   bool is_decode(std::span<const SequenceChunk> chunks) const;
   void run_forward(Ops& ops, std::int64_t rows, std::int64_t wanted);
@@ -140,8 +140,9 @@ class ModelRunner {
     std::int32_t *logit_rows, *sample_slots, *sample_positions;
   } host_{};
   Tensor block_table_;
-  std::int64_t rows_ = 0;         // of the last step
-  std::int64_t wanted_rows_ = 0;  // of logits
+  std::int64_t rows_ = 0;          // of the last step
+  std::int64_t wanted_rows_ = 0;   // of logits
+  std::int64_t sampled_rows_ = 0;  // of those
 
   // Decode steps of 1, 2, 4, 8, 16, 24, … rows, where the backend can record them.
   struct DecodeStep {
@@ -154,6 +155,7 @@ class ModelRunner {
   Tensor logits_;   // F32 [logit rows, V]
   Buffer host_logits_;
   std::unique_ptr<SlotSampler> sampler_;
+  std::span<const SampleResult> samples_;
 };
 
 }  // namespace quatrain

@@ -47,35 +47,13 @@ RequestSampler::RequestSampler(const EngineRequest& request, std::int64_t vocab_
          prompt_logprobs_);
 }
 
-SampleStatus RequestSampler::draw(std::span<const float> logits,
-                                  std::span<const std::int32_t> tokens, std::int64_t prompt_size,
-                                  SamplerWorkspace& workspace, RequestEvent& event) {
-  const auto prompt = static_cast<std::size_t>(prompt_size);
-  if (params_.uses_counts()) {
-    TokenCounts counts;
-    if (counts_.empty()) {
-      counts_.resize(logits.size());
-      counts = TokenCounts(counts_);
-      counts.add_prompt(tokens.first(prompt));
-    } else {
-      counts = TokenCounts(counts_);
-      counts.add_output(tokens.back());
-    }
-  }
-  const SampleResult result =
-      sample({.logits = logits,
-              .counts = counts_,
-              .position = tokens.size(),
-              .output_length = static_cast<std::int32_t>(tokens.size() - prompt)},
-             params_, workspace);
-  if (result.status != SampleStatus::kOk) return result.status;
+void RequestSampler::take(const SampleResult& result, RequestEvent& event) const {
+  if (result.status != SampleStatus::kOk) return;
   event.token = result.token;
-  if (params_.logprobs >= 0) {
-    event.logprob = result.logprob;
-    event.rank = result.rank;
-    add_alternatives(result, event.alternatives);
-  }
-  return result.status;
+  if (params_.logprobs < 0) return;
+  event.logprob = result.logprob;
+  event.rank = result.rank;
+  add_alternatives(result, event.alternatives);
 }
 
 std::vector<TokenLogprob> RequestSampler::score_prompt(std::span<const float> logits,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// RequestSampler: turns rows of logits into the tokens and log-probabilities of one request.
+// RequestSampler: how one request's tokens are drawn, and what its events tell of them.
 #pragma once
 
 #include <span>
@@ -18,10 +18,11 @@ class RequestSampler {
   RequestSampler(RequestSampler&&) = default;  // the spans of params_ point into the vectors
   RequestSampler(const RequestSampler&) = delete;
 
-  /// Draws the token that follows `tokens`, the first `prompt_size` of which are the prompt. The
-  /// status tells whether the event holds a token.
-  SampleStatus draw(std::span<const float> logits, std::span<const std::int32_t> tokens,
-                    std::int64_t prompt_size, SamplerWorkspace& workspace, RequestEvent& event);
+  /// How the device draws the request's tokens.
+  const SamplingParams& params() const { return params_; }
+
+  /// Puts what was drawn into the event; a result without a token leaves it without one.
+  void take(const SampleResult& result, RequestEvent& event) const;
 
   /// Scores a token of the prompt by the row before it; empty if the row is not finite.
   std::vector<TokenLogprob> score_prompt(std::span<const float> logits, std::int32_t token,
@@ -32,7 +33,6 @@ class RequestSampler {
   std::vector<std::int32_t> stop_tokens_;
   SamplingParams params_;
   std::int32_t prompt_logprobs_;
-  std::vector<std::uint32_t> counts_;  // [vocab] once a token was drawn, if a penalty is on
 };
 
 }  // namespace quatrain

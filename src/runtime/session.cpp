@@ -12,12 +12,13 @@ std::int64_t Session::cached(std::span<const std::int32_t> tokens) const {
   return extends ? static_cast<std::int64_t>(tokens_.size()) : 0;
 }
 
-void Session::step(const SequenceChunk& chunk, bool sampled) {
-  if (!sampled) {
-    logits_ = runner_.step({&chunk, 1});
-  } else if (const auto results = runner_.step_sampled({&chunk, 1}); !results.empty()) {
-    sampled_ = results.front();
+void Session::step(SequenceChunk chunk, bool sampled) {
+  if (sampled && chunk.logits != LogitRows::kNone) {
+    chunk.logits = LogitRows::kNone;
+    chunk.sample = true;
   }
+  logits_ = runner_.step({&chunk, 1});
+  if (chunk.sample) sampled_ = runner_.samples().front();
   tokens_.insert(tokens_.end(), chunk.tokens.begin(), chunk.tokens.end());
 }
 

@@ -45,7 +45,7 @@ class Session {
 
  private:
   bool run(std::span<const std::int32_t> tokens, const OnChunk& on_chunk, bool sampled);
-  void step(const SequenceChunk& chunk, bool sampled);
+  void step(SequenceChunk chunk, bool sampled);
 
   ModelRunner& runner_;
   std::int64_t slot_;

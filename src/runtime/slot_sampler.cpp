@@ -9,20 +9,20 @@ constexpr auto kResultBytes = static_cast<std::int64_t>(sizeof(SampledRow));
 
 }  // namespace
 
-std::int64_t SlotSampler::bytes(std::int64_t vocab_size, std::int64_t slots) {
-  return slots * (kParamBytes + kResultBytes + vocab_size * bytes_of(DType::kI32));
+std::int64_t SlotSampler::bytes(std::int64_t vocab_size, std::int64_t slots, std::int64_t rows) {
+  return slots * (kParamBytes + vocab_size * bytes_of(DType::kI32)) + rows * kResultBytes;
 }
 
-SlotSampler::SlotSampler(Ops& ops, std::int64_t vocab_size, std::int64_t slots)
+SlotSampler::SlotSampler(Ops& ops, std::int64_t vocab_size, std::int64_t slots, std::int64_t rows)
     : ops_(ops),
-      memory_(ops.allocate(bytes(vocab_size, slots))),
-      host_results_(ops.allocate_host(slots * kResultBytes)),
+      memory_(ops.allocate(bytes(vocab_size, slots, rows))),
+      host_results_(ops.allocate_host(rows * kResultBytes)),
       host_counts_(static_cast<std::size_t>(vocab_size)),
       top_(static_cast<std::size_t>(slots * kMaxLogprobs)),
       finished_(static_cast<std::size_t>(slots)) {
   char* data = static_cast<char*>(memory_.data());
   params_ = Tensor(data, DType::kU8, {slots, kParamBytes});
-  results_ = Tensor(data + params_.bytes(), DType::kU8, {slots, kResultBytes});
+  results_ = Tensor(data + params_.bytes(), DType::kU8, {rows, kResultBytes});
   counts_ = Tensor(data + params_.bytes() + results_.bytes(), DType::kI32, {slots, vocab_size});
   for (const Tensor& tensor : {params_, results_, counts_}) ops.zero(tensor);
 }
@@ -54,12 +54,15 @@ void SlotSampler::start_download(std::int64_t n) const {
   ops_.start_download(host_results_.data(), results_.rows(0, n));
 }
 
-std::span<const SampleResult> SlotSampler::finish(std::int64_t n) {
+std::span<const SampleResult> SlotSampler::finish(std::span<const std::int32_t> slots) {
   const auto* rows = static_cast<const SampledRow*>(host_results_.data());
-  for (std::int64_t r = 0; r < n; ++r)
-    finished_[static_cast<std::size_t>(r)] = finish_sample(
-        rows[r], std::span(top_).subspan(static_cast<std::size_t>(r * kMaxLogprobs), kMaxLogprobs));
-  return std::span(finished_).first(static_cast<std::size_t>(n));
+  std::size_t n = 0;
+  for (std::size_t r = 0; r < slots.size(); ++r) {
+    if (slots[r] < 0) continue;
+    finished_[n] = finish_sample(rows[r], std::span(top_).subspan(n * kMaxLogprobs, kMaxLogprobs));
+    ++n;
+  }
+  return std::span(finished_).first(n);
 }
 
 }  // namespace quatrain

@@ -14,7 +14,8 @@ namespace quatrain {
 
 class SlotSampler {
  public:
-  SlotSampler(Ops& ops, std::int64_t vocab_size, std::int64_t slots);
+  /// For steps of at most `rows` rows of logits.
+  SlotSampler(Ops& ops, std::int64_t vocab_size, std::int64_t slots, std::int64_t rows);
 
   /// See ModelRunner::set_sampling.
   void set(std::int64_t slot, const SamplingParams& params, std::span<const std::int32_t> prompt,
@@ -25,18 +26,19 @@ class SlotSampler {
 
   /// Starts the copy of the first n results to the host.
   void start_download(std::int64_t n) const;
-  /// The results of the last copy, once it is complete; valid until the next.
-  std::span<const SampleResult> finish(std::int64_t n);
+  /// The results of the last copy, once it is complete, of rows whose slot is not −1; valid until
+  /// the next. `slots` are those given to issue().
+  std::span<const SampleResult> finish(std::span<const std::int32_t> slots);
 
-  /// Of device memory, for `slots` slots.
-  static std::int64_t bytes(std::int64_t vocab_size, std::int64_t slots);
+  /// Of device memory.
+  static std::int64_t bytes(std::int64_t vocab_size, std::int64_t slots, std::int64_t rows);
 
  private:
   Ops& ops_;
   Buffer memory_;
   Tensor params_;   // U8 [slots, sizeof(SlotSampling)]
   Tensor counts_;   // I32 [slots, V]
-  Tensor results_;  // U8 [slots, sizeof(SampledRow)]
+  Tensor results_;  // U8 [rows, sizeof(SampledRow)]
   Buffer host_results_;
   std::vector<std::uint32_t> host_counts_;  // [V]
   std::vector<ScoredToken> top_;            // [slots, kMaxLogprobs]

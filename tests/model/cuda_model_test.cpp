@@ -280,11 +280,13 @@ TEST_F(CudaBatch, ADecodeStepIsOneLaunchAndTwoCopies) {
           {.slot = s, .position = 0, .tokens = {&ids[static_cast<std::size_t>(s)], 1}});
     }
     for (const bool sampled : {true, false}) {
+      for (SequenceChunk& chunk : chunks) {
+        chunk.sample = sampled;
+        chunk.logits = sampled ? LogitRows::kNone : LogitRows::kLast;
+      }
       cuda::call_counts.clear();
-      if (sampled)
-        EXPECT_EQ(runner.step_sampled(chunks).size(), ids.size());
-      else
-        runner.step(chunks);
+      EXPECT_EQ(runner.step(chunks).empty(), sampled);
+      EXPECT_EQ(runner.samples().size(), sampled ? ids.size() : 0);
       EXPECT_EQ(cuda::call_counts.graph_launches, 1);
       EXPECT_EQ(cuda::call_counts.kernel_launches, 0);
       EXPECT_EQ(cuda::call_counts.copies, 2);

@@ -55,7 +55,7 @@ TEST(MemoryPlan, IsWhatLoadingTakes) {
     const MemoryPlan& plan = runner.plan();
     EXPECT_EQ(plan.missing(), 0);
     EXPECT_EQ(plan.caches + plan.state,
-              runner.cache().bytes() + SlotSampler::bytes(runner.config().vocab_size, 3));
+              runner.cache().bytes() + SlotSampler::bytes(runner.config().vocab_size, 3, 3));
     EXPECT_EQ(plan.arena, runner.scratch_bytes());
     EXPECT_EQ(plan.cache_per_token * 3 * 2048, plan.caches);
 

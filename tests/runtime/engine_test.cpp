@@ -431,6 +431,38 @@ TEST_F(EngineTest, DestructionCancelsEverything) {
   for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(client.outcome(i).end, RequestEnd::kCancelled);
 }
 
+// Chunks of one step that want rows for the host, a drawn token, both or nothing get just that.
+TEST_F(EngineTest, AStepGivesEveryChunkWhatItAsksFor) {
+  CpuModel mixed(folder, options(6)), plain(folder, options(6));
+  std::vector<std::vector<std::int32_t>> prompts;
+  for (int s = 0; s < 6; ++s) prompts.push_back(request(5 + s, 1).prompt);
+  const LogitRows rows[] = {LogitRows::kNone, LogitRows::kLast, LogitRows::kAll,
+                            LogitRows::kNone, LogitRows::kAll,  LogitRows::kLast};
+  const bool samples[] = {true, false, true, false, false, true};
+  std::vector<SequenceChunk> chunks;
+  std::vector<float> logits;
+  std::vector<std::int32_t> drawn;
+  SamplerWorkspace workspace(kVocab);
+  for (int s = 0; s < 6; ++s) {
+    const SamplingParams params = {.seed = static_cast<std::uint64_t>(s)};
+    mixed.runner.set_sampling(s, params, {});
+    chunks.push_back({.slot = s, .tokens = prompts[s], .logits = rows[s], .sample = samples[s]});
+    const SequenceChunk all = {.slot = s, .tokens = prompts[s], .logits = LogitRows::kAll};
+    const std::span<const float> own = plain.runner.step({&all, 1});
+    const std::span<const float> last = own.last(kVocab);
+    if (rows[s] == LogitRows::kAll) logits.insert(logits.end(), own.begin(), own.end());
+    if (rows[s] == LogitRows::kLast) logits.insert(logits.end(), last.begin(), last.end());
+    if (samples[s])
+      drawn.push_back(
+          sample({.logits = last, .position = prompts[s].size()}, params, workspace).token);
+  }
+  const std::span<const float> got = mixed.runner.step(chunks);
+  EXPECT_EQ(std::vector(got.begin(), got.end()), logits);
+  ASSERT_EQ(mixed.runner.samples().size(), drawn.size());
+  for (std::size_t i = 0; i < drawn.size(); ++i)
+    EXPECT_EQ(mixed.runner.samples()[i].token, drawn[i]) << "sample " << i;
+}
+
 TEST_F(EngineTest, AShortRequestBesideLongPromptsHasItsTokenWithinThreeSteps) {
   CpuModel batched(folder, options(16, 4000));
   const std::unique_ptr<Engine> engine = make_engine(batched.runner, {.prefix_snapshots = 0});
