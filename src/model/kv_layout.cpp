@@ -94,8 +94,7 @@ void KvCache::poison(Ops& ops) const {
 
 namespace {
 
-// Random numbers of deviation 1 in the type of a cache. Bytes are packed rows: what they hold is
-// the backend's business, and these are finite whichever of its formats a byte belongs to.
+// Random numbers of deviation 1 in the type of a cache.
 std::vector<std::byte> random_values(DType dtype, std::int64_t count, std::uint64_t seed) {
   std::vector<std::byte> out(static_cast<std::size_t>(count * bytes_of(dtype)));
   const auto fill = [&](auto* values, auto make) {
@@ -109,29 +108,58 @@ std::vector<std::byte> random_values(DType dtype, std::int64_t count, std::uint6
   else if (dtype == DType::kF16)
     fill(reinterpret_cast<std::uint16_t*>(out.data()),
          [](std::uint64_t word) { return f16_encode(random_normal(word)); });
-  else if (dtype == DType::kU8)
-    fill(reinterpret_cast<std::uint8_t*>(out.data()),
-         [](std::uint64_t word) { return static_cast<std::uint8_t>(0x38 | (word & 7)); });
   else
     fail("a cache of {} cannot be filled with random numbers", name_of(dtype));
+  return out;
+}
+
+// `count` packed rows of `columns` such numbers each; `pack` is pack_latent or pack_index_key.
+std::vector<std::byte> random_rows(std::int64_t count, std::int64_t row_bytes, int columns,
+                                   void (*pack)(const float*, int, std::uint8_t*),
+                                   std::uint64_t seed) {
+  std::vector<std::byte> out(static_cast<std::size_t>(count * row_bytes));
+  std::vector<float> row(static_cast<std::size_t>(columns));
+  for (std::int64_t r = 0; r < count; ++r) {
+    for (int i = 0; i < columns; ++i)
+      row[static_cast<std::size_t>(i)] = random_normal(random_word(seed, r * columns + i));
+    pack(row.data(), columns, reinterpret_cast<std::uint8_t*>(out.data() + r * row_bytes));
+  }
   return out;
 }
 
 }  // namespace
 
 void KvCache::randomise(Ops& ops, std::uint64_t seed) const {
-  // One list of numbers per type, read from a place that moves: no two rows need be alike.
+  // One list of numbers per kind of row, read from a place that moves: no two rows need be alike.
+  struct List {
+    std::vector<std::byte> bytes;
+    std::int64_t unit = 1;  // bytes that stay together
+  };
   constexpr std::int64_t kElements = (std::int64_t{1} << 20) + 311;
-  std::map<DType, std::vector<std::byte>> lists;
+  const auto make_list = [&](DType dtype, std::int64_t width) -> List {
+    if (dtype != DType::kU8)
+      return {.bytes = random_values(dtype, kElements, seed), .unit = bytes_of(dtype)};
+    const auto latent = static_cast<int>(config_.head_dim);
+    const auto key = static_cast<int>(config_.index_head_dim);
+    const bool is_latent = width == PackedLatent(latent).bytes;
+    return {.bytes = random_rows(kElements / width, width, is_latent ? latent : key,
+                                 is_latent ? pack_latent : pack_index_key, seed),
+            .unit = width};
+  };
+  std::map<std::pair<DType, std::int64_t>, List> lists;
   std::int64_t piece = 0;
   for (const Tensor& tensor : tensors_) {
-    std::vector<std::byte>& list = lists[tensor.dtype()];
-    if (list.empty()) list = random_values(tensor.dtype(), kElements, seed);
+    const std::int64_t width = tensor.dtype() == DType::kU8 ? tensor.dim(tensor.rank() - 1) : 1;
+    List& list = lists[{tensor.dtype(), width}];
+    if (list.bytes.empty()) list = make_list(tensor.dtype(), width);
+    const std::int64_t units = std::ssize(list.bytes) / list.unit;
+    const std::int64_t per_unit = list.unit / bytes_of(tensor.dtype());  // elements
     const Tensor flat = tensor.reshaped({tensor.elements()});
     for (std::int64_t at = 0; at < flat.dim(0);) {
-      const auto begin = static_cast<std::int64_t>(random_word(~seed, piece++) % (kElements / 2));
-      const std::int64_t n = std::min(flat.dim(0) - at, kElements - begin);
-      ops.upload(flat.rows(at, n), list.data() + begin * bytes_of(tensor.dtype()));
+      const auto begin = static_cast<std::int64_t>(random_word(~seed, piece++) %
+                                                   static_cast<std::uint64_t>(units / 2));
+      const std::int64_t n = std::min(flat.dim(0) - at, (units - begin) * per_unit);
+      ops.upload(flat.rows(at, n), list.bytes.data() + begin * list.unit);
       at += n;
     }
   }

@@ -1,30 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/compare_ops.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
-#include <span>
 
 #include "core/codec.h"
 #include "core/step_guard.h"
+#include "ops/compare_values.h"
 
 namespace quatrain {
 namespace {
 
-std::int64_t row_width(const Tensor& t) { return t.dim(t.rank() - 1); }
-
-Tensor with_memory(const Tensor& shape, void* data, DType dtype) {
+// A tensor like `shape`, but for its last dimension.
+Tensor with_memory(const Tensor& shape, void* data, DType dtype, std::int64_t width) {
   switch (shape.rank()) {
     case 1:
-      return Tensor(data, dtype, {shape.dim(0)});
+      return Tensor(data, dtype, {width});
     case 2:
-      return Tensor(data, dtype, {shape.dim(0), shape.dim(1)});
+      return Tensor(data, dtype, {shape.dim(0), width});
     case 3:
-      return Tensor(data, dtype, {shape.dim(0), shape.dim(1), shape.dim(2)});
+      return Tensor(data, dtype, {shape.dim(0), shape.dim(1), width});
     default:
-      return Tensor(data, dtype, {shape.dim(0), shape.dim(1), shape.dim(2), shape.dim(3)});
+      return Tensor(data, dtype, {shape.dim(0), shape.dim(1), shape.dim(2), width});
   }
 }
 
@@ -32,64 +28,6 @@ std::vector<std::byte> bytes_of_tensor(Ops& ops, const Tensor& t) {
   std::vector<std::byte> out(static_cast<std::size_t>(t.bytes()));
   ops.download(out.data(), t);
   return out;
-}
-
-std::vector<float> floats_of(const std::vector<std::byte>& bytes, const Tensor& t) {
-  std::vector<float> out(static_cast<std::size_t>(t.elements()));
-  if (t.dtype() == DType::kF32) {
-    std::memcpy(out.data(), bytes.data(), bytes.size());
-  } else if (t.dtype() == DType::kBF16) {
-    const auto* in = reinterpret_cast<const std::uint16_t*>(bytes.data());
-    std::transform(in, in + out.size(), out.begin(), bf16_decode);
-  } else if (t.dtype() == DType::kF16) {
-    const auto* in = reinterpret_cast<const std::uint16_t*>(bytes.data());
-    std::transform(in, in + out.size(), out.begin(), f16_decode);
-  } else {
-    fail("{} has a layout of its own and cannot be compared with another backend's", t.describe());
-  }
-  return out;
-}
-
-std::vector<std::int32_t> ints_of(const std::vector<std::byte>& bytes) {
-  std::vector<std::int32_t> out(bytes.size() / sizeof(std::int32_t));
-  std::memcpy(out.data(), bytes.data(), bytes.size());
-  return out;
-}
-
-// Relative distance, accumulated over parts.
-struct Distance {
-  double error = 0, norm = 0;
-  bool finite = true;
-
-  void add(const float* subject, const float* reference, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      finite = finite && std::isfinite(subject[i]) && std::isfinite(reference[i]);
-      const double d = double{subject[i]} - double{reference[i]};
-      error += d * d;
-      norm += double{reference[i]} * double{reference[i]};
-    }
-  }
-  double value() const {
-    if (!finite || (norm == 0 && error > 0)) return std::numeric_limits<double>::infinity();
-    return norm == 0 ? 0.0 : std::sqrt(error / norm);
-  }
-};
-
-// Share of the subject's ids that are not in the same row of the reference; −1 stands for none.
-double ids_difference(std::vector<std::int32_t> subject, std::vector<std::int32_t> reference,
-                      std::int64_t width) {
-  std::int64_t wrong = 0, all = 0;
-  for (std::size_t begin = 0; begin < subject.size(); begin += static_cast<std::size_t>(width)) {
-    const auto row = [&](std::vector<std::int32_t>& ids) {
-      const auto first = ids.begin() + static_cast<std::ptrdiff_t>(begin);
-      std::sort(first, first + width);
-      return std::span(first, static_cast<std::size_t>(width));
-    };
-    const auto s = row(subject), r = row(reference);
-    all += width;
-    for (const std::int32_t id : s) wrong += !std::binary_search(r.begin(), r.end(), id);
-  }
-  return all == 0 ? 0.0 : static_cast<double>(wrong) / static_cast<double>(all);
 }
 
 }  // namespace
@@ -106,7 +44,7 @@ class CompareOps::Mirror {
     if (found != owner_.constants_.end()) return found->second.tensor;
     Constant& made = owner_.constants_[t.data()];
     made.memory = owner_.reference_.allocate(t.bytes());
-    made.tensor = with_memory(t, made.memory.data(), t.dtype());
+    made.tensor = with_memory(t, made.memory.data(), t.dtype(), row_width(t));
     owner_.reference_.upload(made.tensor, bytes_of_tensor(subject_, t).data());
     return made.tensor;
   }
@@ -121,15 +59,15 @@ class CompareOps::Mirror {
     results_.push_back({field, t, mirror, Kind::kIds, {}});
     return mirror;
   }
-  /// A cache that the call only reads.
-  Tensor state(const Tensor& t) {
+  /// A cache that the call only reads, of rows of `columns` values.
+  Tensor state(const Tensor& t, std::int64_t columns) {
     const bool is_cache = t && t.dtype() == subject_.cache_dtype();
-    return copy(t, is_cache ? owner_.reference_.cache_dtype() : t.dtype());
+    return copy(t, is_cache ? owner_.reference_.cache_dtype() : t.dtype(), columns);
   }
   /// A cache that the call writes rows of.
-  Tensor written(const char* field, const Tensor& t) {
-    const Tensor mirror = state(t);
-    results_.push_back({field, t, mirror, Kind::kRows, floats(subject_, t)});
+  Tensor written(const char* field, const Tensor& t, std::int64_t columns) {
+    const Tensor mirror = state(t, columns);
+    results_.push_back({field, t, mirror, Kind::kRows, floats(subject_, t, columns)});
     return mirror;
   }
 
@@ -176,33 +114,35 @@ class CompareOps::Mirror {
     return is_activation ? owner_.reference_.activation_dtype() : t.dtype();
   }
 
-  static std::vector<float> floats(Ops& ops, const Tensor& t) {
-    return floats_of(bytes_of_tensor(ops, t), t);
+  static std::vector<float> floats(Ops& ops, const Tensor& t, std::int64_t columns) {
+    const std::vector<std::byte> bytes = bytes_of_tensor(ops, t);
+    return t.dtype() == DType::kU8 ? unpacked(bytes, t, columns) : floats_of(bytes, t);
   }
 
-  Tensor copy(const Tensor& t, DType dtype) {
+  Tensor copy(const Tensor& t, DType dtype) { return t ? copy(t, dtype, row_width(t)) : t; }
+  Tensor copy(const Tensor& t, DType dtype, std::int64_t columns) {
     if (!t) return t;
-    Tensor mirror = with_memory(t, nullptr, dtype);
+    if (dtype == t.dtype()) columns = row_width(t);
+    Tensor mirror = with_memory(t, nullptr, dtype, columns);
     memory_.push_back(owner_.reference_.allocate(mirror.bytes()));
-    mirror = with_memory(t, memory_.back().data(), dtype);
-    const std::vector<std::byte> bytes = bytes_of_tensor(subject_, t);
+    mirror = with_memory(t, memory_.back().data(), dtype, columns);
     if (dtype == t.dtype()) {
-      owner_.reference_.upload(mirror, bytes.data());
+      owner_.reference_.upload(mirror, bytes_of_tensor(subject_, t).data());
       return mirror;
     }
-    const std::vector<float> wide = floats_of(bytes, t);
+    const std::vector<float> wide = floats(subject_, t, columns);
     QT_CHECK(dtype == DType::kF32, "the reference should keep FP32, found {}", name_of(dtype));
     owner_.reference_.upload(mirror, wide.data());
     return mirror;
   }
 
   double measure(const Result& result) {
-    const std::int64_t width = row_width(result.subject);
+    const std::int64_t width = row_width(result.reference);
     if (result.kind == Kind::kIds)
       return ids_difference(ints_of(bytes_of_tensor(subject_, result.subject)),
                             ints_of(bytes_of_tensor(owner_.reference_, result.reference)), width);
-    const std::vector<float> subject = floats(subject_, result.subject);
-    std::vector<float> reference = floats(owner_.reference_, result.reference);
+    const std::vector<float> subject = floats(subject_, result.subject, width);
+    std::vector<float> reference = floats(owner_.reference_, result.reference, width);
     Distance distance;
     if (result.kind == Kind::kValues) {
       distance.add(subject.data(), reference.data(), std::ssize(subject));
@@ -337,9 +277,9 @@ op::Compress mirrored(op::Compress a, M& m) {
   a.bias = m.constant(a.bias);
   a.norm_weight = m.constant(a.norm_weight);
   a.inv_freq = m.constant(a.inv_freq);
-  a.state.values = m.written("state.values", a.state.values);
-  a.state.scores = m.written("state.scores", a.state.scores);
-  a.entries.rows = m.written("entries", a.entries.rows);
+  a.state.values = m.written("state.values", a.state.values, row_width(a.state.values));
+  a.state.scores = m.written("state.scores", a.state.scores, row_width(a.state.scores));
+  a.entries.rows = m.written("entries", a.entries.rows, row_width(a.norm_weight));
   return a;
 }
 
@@ -348,7 +288,7 @@ op::IndexSelect mirrored(op::IndexSelect a, M& m) {
   a.batch = m.batch(a.batch);
   a.q = m.in(a.q);
   a.weights = m.in(a.weights);
-  a.keys.rows = m.state(a.keys.rows);
+  a.keys.rows = m.state(a.keys.rows, row_width(a.q));
   a.selected = m.chosen("selected", a.selected);
   return a;
 }
@@ -358,8 +298,8 @@ op::Attend mirrored(op::Attend a, M& m) {
   a.batch = m.batch(a.batch);
   a.q = m.in(a.q);
   a.latents = m.in(a.latents);
-  a.ring = m.state(a.ring);
-  a.entries.rows = m.state(a.entries.rows);
+  a.ring = m.state(a.ring, row_width(a.latents));
+  a.entries.rows = m.state(a.entries.rows, row_width(a.latents));
   a.selected = m.in(a.selected);
   a.sinks = m.constant(a.sinks);
   a.inv_freq = m.constant(a.inv_freq);
@@ -371,7 +311,7 @@ template <class M>
 op::KvStore mirrored(op::KvStore a, M& m) {
   a.batch = m.batch(a.batch);
   a.latents = m.in(a.latents);
-  a.ring = m.written("ring", a.ring);
+  a.ring = m.written("ring", a.ring, row_width(a.latents));
   return a;
 }
 

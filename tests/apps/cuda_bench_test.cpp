@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // On a GPU: true dimensions against the CPU, clocks inside recorded steps, and the probes.
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
 
 #include "apps/compare_report.h"
 #include "apps/step_bench.h"
@@ -27,11 +30,13 @@ class OnGpu : public ::testing::Test {
                double tolerance) {
     CpuOps cpu;
     CompareOps compare(*cuda_, cpu);
+    const bool packed = cuda_->cache_dtype() == DType::kU8;
     EngineOptions options;
     options.max_model_len = contexts.back();
     options.max_num_batched_tokens = 5;
     options.record = false;
     options.numerics.expert_activations = ExpertActivations::kBf16;
+    options.numerics.sim = packed;
     ModelRunner runner(compare, synthetic_model(preset, layers), options);
     const std::vector<std::int32_t> tokens = {11, 222, 3333, 4, 55, 666};
     for (const std::int64_t context : contexts) {
@@ -54,8 +59,48 @@ TEST_F(OnGpu, SmallModelsAgreeWithTheCpuOperationByOperation) {
   compare("storyteller", 5, {6, 1024, 32768, 262144}, 5e-3);
 }
 
+// A value near the middle of two codes may land on either, so single ones differ by a code.
+TEST_F(OnGpu, PackedCachesHoldWhatTheCpuRoundsTo) {
+  cuda_.reset();
+  cuda_ = std::make_unique<CudaOps>(0, DType::kU8);
+  compare("flash", 3, {1024, 32768}, 1e-2);
+}
+
 TEST_F(OnGpu, FlashDimensionsAgreeWithTheCpuUpTo256K) {
   compare("flash", 2, {1024, 32768, 262144}, 5e-3);
+}
+
+// Bytes of host memory that the process holds.
+std::int64_t resident_bytes() {
+  std::ifstream status("/proc/self/statm");
+  std::int64_t pages = 0, resident = 0;
+  status >> pages >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+// While 13 GB of weights pass through, the device never holds more than the loaded model and 1 %,
+// and the host no more than the readers' ring.
+TEST_F(OnGpu, LoadingTakesNoMoreThanTheLoadedModel) {
+  const std::int64_t device_before = cuda_->memory().free, host_before = resident_bytes();
+  std::int64_t least_free = device_before, most_resident = host_before, ticks = 0;
+  EngineOptions options;
+  options.max_model_len = 8192;
+  const LoadEvents events{.weights = [&](std::int64_t, std::int64_t) {
+    least_free = std::min(least_free, cuda_->memory().free);
+    most_resident = std::max(most_resident, resident_bytes());
+    ++ticks;
+  }};
+  const ModelRunner runner(*cuda_, synthetic_model("flash", 3), options, events);
+  const double taken = static_cast<double>(device_before - cuda_->memory().free);
+  const double peak = static_cast<double>(device_before - least_free);
+  RecordProperty("memory",
+                 fmt::format("{:.3f} GB at the end, {:.3f} GB at most in {} looks; host {:.3f} GB",
+                             taken * 1e-9, peak * 1e-9, ticks,
+                             static_cast<double>(most_resident - host_before) * 1e-9));
+  EXPECT_GT(ticks, 50);
+  EXPECT_GT(taken, 13e9);
+  EXPECT_LE(peak, 1.01 * taken);
+  EXPECT_LE(most_resident - host_before, std::int64_t{1} << 30);
 }
 
 TEST_F(OnGpu, MarksInARecordedStepTellTheTimeOfEachOperation) {

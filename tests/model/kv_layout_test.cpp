@@ -4,9 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "backends/cpu/cpu_ops.h"
+#include "core/packed_row.h"
 #include "ops/interceptor.h"
 
 namespace quatrain::testing {
@@ -74,6 +76,30 @@ TEST(KvLayout, PackedRowsNeedSixtyFourRotaryColumns) {
   config.rope_dim = 32;
   EXPECT_THROW(bytes(config, DType::kU8, 1, 1), Error);
   EXPECT_GT(bytes(config, DType::kF16, 1, 1), 0);
+}
+
+// Random packed rows hold numbers of deviation 1, codes and rotary columns alike.
+TEST(KvLayout, RandomPackedRowsAreNumbersOfDeviationOne) {
+  CpuOps cpu(1);
+  CachesOf ops(cpu, DType::kU8);
+  const V4Config config = model(4, {0, 0});  // window, window, CSA, HCA
+  const KvCache cache(ops, config, 1, 2);
+  cache.randomise(ops, 5);
+  const auto deviation = [](const Tensor& rows, std::int64_t columns, auto unpack) {
+    const std::int64_t width = rows.dim(rows.rank() - 1), count = rows.elements() / width;
+    std::vector<float> values(static_cast<std::size_t>(columns));
+    double squares = 0;
+    for (std::int64_t r = 0; r < count; ++r) {
+      unpack(static_cast<const std::uint8_t*>(rows.data()) + r * width, static_cast<int>(columns),
+             values.data());
+      for (const float x : values) squares += double{x} * double{x};
+    }
+    return std::sqrt(squares / static_cast<double>(count * columns));
+  };
+  EXPECT_NEAR(deviation(cache.layer(0).ring, 512, unpack_latent), 1.0, 0.03);
+  EXPECT_NEAR(deviation(cache.layer(2).entries.rows, 512, unpack_latent), 1.0, 0.05);
+  EXPECT_NEAR(deviation(cache.layer(2).index_keys.rows, 128, unpack_index_key), 1.0, 0.05);
+  EXPECT_NEAR(deviation(cache.layer(3).entries.rows, 512, unpack_latent), 1.0, 0.3);
 }
 
 }  // namespace
