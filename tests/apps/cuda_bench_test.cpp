@@ -79,7 +79,7 @@ std::int64_t resident_bytes() {
 }
 
 // While 13 GB of weights pass through, the device never holds more than the loaded model and 1 %,
-// and the host no more than the readers' ring.
+// and the host no more than the readers' ring, which has room for the head.
 TEST_F(OnGpu, LoadingTakesNoMoreThanTheLoadedModel) {
   const std::int64_t device_before = cuda_->memory().free, host_before = resident_bytes();
   std::int64_t least_free = device_before, most_resident = host_before, ticks = 0;
@@ -100,7 +100,8 @@ TEST_F(OnGpu, LoadingTakesNoMoreThanTheLoadedModel) {
   EXPECT_GT(ticks, 50);
   EXPECT_GT(taken, 13e9);
   EXPECT_LE(peak, 1.01 * taken);
-  EXPECT_LE(most_resident - host_before, std::int64_t{1} << 30);
+  const std::int64_t head = std::int64_t{129280} * 4096 * 2;
+  EXPECT_LE(most_resident - host_before, head + (std::int64_t{256} << 20));
 }
 
 TEST_F(OnGpu, MarksInARecordedStepTellTheTimeOfEachOperation) {
