@@ -58,6 +58,22 @@ setup_packages() {
   fi
 }
 
+# A Python with the packages of the conformance tests, in build/test-venv. Those tests are skipped
+# where it cannot be made.
+setup_test_python() {
+  local folder=build/test-venv
+  "$folder/bin/python" -c 'import openai, pytest' 2>/dev/null && return
+  say "installing openai and pytest into $folder"
+  python3 -m venv "$folder" 2>/dev/null || {
+    apt_install python3-venv && python3 -m venv --clear "$folder"
+  } || {
+    say "there is no python3-venv: the conformance tests will be skipped"
+    return 0
+  }
+  "$folder/bin/pip" -q --timeout 15 --retries 1 --disable-pip-version-check install openai pytest >&2 ||
+    say "openai and pytest are not to be had: the conformance tests will be skipped"
+}
+
 # configure PRESET [cmake arguments…]: ccache and mold are used where they are installed.
 configure() {
   local preset=$1

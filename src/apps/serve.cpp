@@ -41,6 +41,7 @@ Served load_simulation(const ServeFlags& flags) {
   options.max_queued_requests = flags.service.max_queued_requests;
   options.max_queued_tokens = flags.service.max_queued_tokens;
   options.vocab_size = served.tokenizer->vocab_size();
+  options.output = served.tokenizer->encode(flags.simulate_text, AddedTokens::kMatch);
   if (flags.model.options.max_model_len > 0)
     options.max_model_len = flags.model.options.max_model_len;
   served.engine = make_simulated_engine(options);

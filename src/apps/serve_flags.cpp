@@ -87,7 +87,7 @@ void ServeFlags::add_limits(CLI::App& app) {
 void ServeFlags::add_engine(CLI::App& app) {
   app.add_option("--max-num-seqs,--parallel,--max-batch-size", model.options.max_num_seqs,
                  "Requests that run at once")
-      ->check(CLI::Range(1, 4096))
+      ->check(CLI::Range(1, 65'536))
       ->capture_default_str();
   app.add_option("--kv-cache-tokens", kv_cache_tokens,
                  "Tokens that all requests together may hold; 0: every one a full context")
@@ -111,6 +111,10 @@ void ServeFlags::add_engine(CLI::App& app) {
   app.add_option("--simulate", simulate,
                  "No model, only its tokenizer: requests are answered with so many tokens a second")
       ->check(CLI::Range(0.0, 1e6));
+  app.add_option("--simulate-text", simulate_text,
+                 "What --simulate answers, special tokens included, again and again; default: the "
+                 "prompt")
+      ->needs(app.get_option("--simulate"));
 }
 
 void ServeFlags::add_other(CLI::App& app) {

@@ -24,6 +24,7 @@ struct ServeFlags {
   std::int64_t prefix_snapshots = 64;
   std::int64_t kv_cache_tokens = 0;
   double simulate = 0;                 // tokens a second of an engine without a model; 0: the model
+  std::string simulate_text;           // what it answers; empty: the prompt
   std::int64_t shutdown_timeout = 30;  // seconds
   double header_timeout = 10, body_timeout = 30, idle_timeout = 75, write_timeout = 30;
   double keep_alive = 15, stats_interval = 10;

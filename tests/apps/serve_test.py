@@ -176,28 +176,6 @@ class Serving(unittest.TestCase):
         self.assertEqual([int(x) for x in re.findall(r"\d+", told)][:len(reply["tokens"])], reply["tokens"])
         self.assertEqual(self.server.post("/detokenize", tokens=reply["tokens"])[1]["prompt"], text)
 
-    def test_the_official_client(self):
-        try:
-            import openai
-        except ImportError:
-            self.skipTest("the package openai is not installed")
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.server.port}/v1", api_key="none")
-        self.assertEqual(client.models.list().data[0].id, "story")
-        args = {"model": "story", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16,
-                "seed": 2, "extra_body": {"thinking": {"type": "disabled"}}}
-        whole = client.chat.completions.create(**args, logprobs=True, top_logprobs=2)
-        self.assertEqual(len(whole.choices[0].logprobs.content), whole.usage.completion_tokens)
-        pieces = list(client.chat.completions.create(**args, stream=True,
-                                                     stream_options={"include_usage": True}))
-        text = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
-        self.assertEqual(text, whole.choices[0].message.content)
-        self.assertEqual(pieces[-1].usage.completion_tokens, whole.usage.completion_tokens)
-        with self.assertRaises(openai.BadRequestError) as caught:
-            client.chat.completions.create(**{**args, "temperature": 9})
-        self.assertEqual(caught.exception.param, "temperature")
-        with self.assertRaises(openai.NotFoundError):
-            client.chat.completions.create(**{**args, "model": "other"})
-
 
 class Lifecycle(unittest.TestCase):
     def test_sigterm_drains(self):
