@@ -6,7 +6,8 @@ usage: bench/plot.py RESULTS.json [-o FOLDER]
 
 For `bench e2e`: speed.svg, tokens per second of each test, and breakdown-TEST.svg, where the time of a step
 goes; the dark part of a bar is what the device's limit leaves of it. For `bench ops`: ops.svg, the share of
-the limit that each operation reaches. Prints the names of the files it wrote.
+the limit that each operation reaches. For `bench serve`: serve.svg, how long requests waited. Prints the names
+of the files it wrote.
 """
 import argparse
 import json
@@ -86,8 +87,22 @@ def operations_chart(report):
     return bars("Share of the device's limit", [f'{report["device"]}, {limits_line(report["limits"])}'], rows)
 
 
+def serve_chart(report):
+    names = {"first_byte_ms": "first byte", "ttft_ms": "time to first token", "tpot_ms": "time per token",
+             "itl_ms": "between tokens", "lag_ms": "lag", "refusal_ms": "refusal"}
+    rows = [(name, report["p99_" + key], report["median_" + key],
+             f'{report["median_" + key]:.1f} / {report["p99_" + key]:.1f} ms')
+            for key, name in names.items() if "p99_" + key in report]
+    notes = [f'{report["completed"]} of {report["num_prompts"]} requests complete, {report["refused"]} refused; '
+             f'{report["request_throughput"]:.1f} requests/s, {report["output_throughput"]:.1f} tokens/s',
+             "99th percentile; dark: median"]
+    return bars(f'{report["path"]} under load', notes, rows)
+
+
 def charts(report):
     """File name → SVG."""
+    if report.get("bench") == "serve":
+        return {"serve.svg": serve_chart(report)}
     if "results" in report:
         return {"ops.svg": operations_chart(report)}
     out = {"speed.svg": speed_chart(report)}

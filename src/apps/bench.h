@@ -10,5 +10,6 @@ namespace quatrain::apps {
 
 void add_bench_e2e(CLI::App& bench);
 void add_bench_ops(CLI::App& bench);
+void add_bench_serve(CLI::App& bench);
 
 }  // namespace quatrain::apps

@@ -147,7 +147,7 @@ void CallReader::open_tag(const Tag& tag, std::vector<ToolCall>& calls) {
     const auto name = tag.attribute("name");
     if (!tag.is_closing && name) call_ = OpenCall{std::string(*name), ""};
   } else if (tag.name == "parameter" && !tag.is_closing) {
-    parameter_.emplace();
+    parameter_ = OpenParameter{};
     if (const auto key = tag.attribute("name")) parameter_->key = std::string(*key);
     parameter_->is_string = tag.attribute("string") != "false";
   }
