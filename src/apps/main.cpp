@@ -7,6 +7,7 @@
 
 #include "apps/commands.h"
 #include "core/error.h"
+#include "core/log.h"
 
 namespace {
 
@@ -47,7 +48,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "quatrain: error: {}\n", error.what());
+    if (quatrain::log_format() == quatrain::LogFormat::kJson)
+      quatrain::log_error("{}", error.what());
+    else
+      fmt::print(stderr, "quatrain: error: {}\n", error.what());
     return 1;
   }
   return 0;

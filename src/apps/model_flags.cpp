@@ -4,6 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 
+#include "core/json.h"
+#include "core/log.h"
 #include "core/progress.h"
 #include "model/synthetic.h"
 #include "ops/check_ops.h"
@@ -85,6 +87,12 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
   return ExpertActivations::kFull;
 }
 
+void log_plan(const MemoryPlan& plan) {
+  std::string text = plan.describe();
+  if (text.ends_with('\n')) text.pop_back();
+  log_event(LogLevel::kInfo, "memory", text, fmt::format(R"("plan":{})", json_quote(text)));
+}
+
 LoadEvents::Progress progress_on_stderr(const char* label, const char* unit) {
   return [=, bar = std::shared_ptr<ProgressBar>(), reported = std::int64_t{0}](
              std::int64_t done, std::int64_t total) mutable {
@@ -129,7 +137,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
   runner_ = std::make_unique<ModelRunner>(
       *ops_, source, options,
       LoadEvents{
-          .plan = [](const MemoryPlan& plan) { fmt::print(stderr, "{}", plan.describe()); },
+          .plan = log_plan,
           .weights =
               [&, bar = progress_on_stderr("loading", "")](std::int64_t done, std::int64_t total) {
                 bar(done, total);
@@ -143,8 +151,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
           ? ""
           : fmt::format("{} recorded decode steps in {:.1f} MB; ", runner_->recorded_steps(),
                         static_cast<double>(runner_->recorded_bytes()) / 1e6);
-  fmt::print(stderr, "{}: {}; {}ready in {:.2f} s\n", name_, backend_.description, recorded,
-             seconds.count());
+  log_info("{}: {}; {}ready in {:.2f} s", name_, backend_.description, recorded, seconds.count());
 }
 
 Tokenizer load_tokenizer(const std::string& model, const V4Config& config) {

@@ -14,6 +14,7 @@
 #include "apps/commands.h"
 #include "apps/model_flags.h"
 #include "apps/serve_flags.h"
+#include "core/json.h"
 #include "core/log.h"
 #include "runtime/batching_engine.h"
 #include "runtime/simulated_engine.h"
@@ -51,8 +52,13 @@ Served load_simulation(const ServeFlags& flags) {
 Served load(const ServeFlags& flags, server::Service& service) {
   if (flags.simulate > 0) return load_simulation(flags);
   Served served;
-  const auto on_progress = [&service](double share) {
+  const auto tenth = std::make_shared<std::atomic<int>>(0);
+  const auto on_progress = [&service, tenth](double share) {
     service.set_progress(share, "loading weights");
+    // For machines, instead of the bar.
+    const int now = static_cast<int>(share * 10);
+    if (log_format() == LogFormat::kJson && tenth->exchange(now) < now)
+      log_event(LogLevel::kInfo, "loading", "", fmt::format(R"("share":{:.2f})", share));
   };
   served.model = std::make_unique<LoadedEngine>(flags.model, LoadedEngine::Decorate(), on_progress);
   served.tokenizer =
@@ -65,7 +71,8 @@ Served load(const ServeFlags& flags, server::Service& service) {
   SchedulerOptions options;
   options.max_queued_requests = flags.service.max_queued_requests;
   options.max_queued_tokens = flags.service.max_queued_tokens;
-  options.prefix_snapshots = flags.prefix_snapshots;
+  options.prefix_snapshots = flags.prefix_caching ? flags.prefix_snapshots : 0;
+  options.snapshot_interval = flags.snapshot_interval;
   served.engine = make_engine(served.model->runner(), options);
   return served;
 }
@@ -105,23 +112,27 @@ void print_ready(const ServeFlags& flags, const Engine& engine, std::uint16_t po
   const EngineStats stats = engine.stats();
   const std::string url = fmt::format(
       "{}://{}:{}", flags.http.certificate_file.empty() ? "http" : "https", flags.http.host, port);
-  if (flags.service.log_json) {
-    log_info(R"({{"event":"ready","url":"{}","max_model_len":{},"max_num_seqs":{},)"
-             R"("kv_blocks":{},"api_key":{},"seconds":{:.2f}}})",
-             url, engine.max_model_len(), flags.model.options.max_num_seqs, stats.kv_blocks_total,
-             !flags.service.api_keys.empty(), seconds);
-    return;
-  }
-  log_info(
-      "model {}: context {} tokens, {} sequences at once, {} KV blocks of 128 tokens ({:.1f} "
-      "full contexts); at most {} requests or {} tokens wait",
-      flags.service.model_names[0], engine.max_model_len(), flags.model.options.max_num_seqs,
-      stats.kv_blocks_total,
-      static_cast<double>(stats.kv_blocks_total) * 128 /
-          static_cast<double>(engine.max_model_len()),
-      flags.service.max_queued_requests, flags.service.max_queued_tokens);
-  log_info("serving at {} after {:.2f} s, {}", url, seconds,
-           flags.service.api_keys.empty() ? "no API key needed" : "with API keys");
+  const auto& service = flags.service;
+  log_event(
+      LogLevel::kInfo, "model",
+      fmt::format("model {}: context {} tokens, {} sequences at once, {} KV blocks of 128 tokens "
+                  "({:.1f} full contexts); at most {} requests or {} tokens wait",
+                  service.model_names[0], engine.max_model_len(), flags.model.options.max_num_seqs,
+                  stats.kv_blocks_total,
+                  static_cast<double>(stats.kv_blocks_total) * 128 /
+                      static_cast<double>(engine.max_model_len()),
+                  service.max_queued_requests, service.max_queued_tokens),
+      fmt::format(R"("model":{},"max_model_len":{},"max_num_seqs":{},"kv_blocks":{},)"
+                  R"("max_queued_requests":{},"max_queued_tokens":{})",
+                  json_quote(service.model_names[0]), engine.max_model_len(),
+                  flags.model.options.max_num_seqs, stats.kv_blocks_total,
+                  service.max_queued_requests, service.max_queued_tokens));
+  const bool needs_key = !service.api_keys.empty();
+  log_event(LogLevel::kInfo, "ready",
+            fmt::format("serving at {} after {:.2f} s, {}", url, seconds,
+                        needs_key ? "with API keys" : "no API key needed"),
+            fmt::format(R"("url":{},"api_key":{},"seconds":{:.2f})", json_quote(url), needs_key,
+                        seconds));
 }
 
 void serve(ServeFlags& flags) {

@@ -101,9 +101,20 @@ void ServeFlags::add_engine(CLI::App& app) {
                  "Prompt tokens of the requests that wait")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
       ->capture_default_str();
+  app.add_option("--kv-blocks,--num-gpu-blocks-override", model.options.kv_blocks,
+                 "The same in blocks of 128 tokens")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32))
+      ->excludes(app.get_option("--kv-cache-tokens"));
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", prefix_caching,
+               "Whether prompts resume from prefixes that were computed before")
+      ->capture_default_str();
   app.add_option("--prefix-snapshots", prefix_snapshots,
                  "States kept to resume shared prefixes from; 0: no prefix cache")
       ->check(CLI::Range(0, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--snapshot-interval", snapshot_interval,
+                 "Tokens of a prompt between them, a multiple of 128; 0: only its last one")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))
       ->capture_default_str();
   app.add_option("--workers", service.workers, "Threads that read and tokenise requests")
       ->check(CLI::Range(1, 256))
@@ -136,7 +147,7 @@ void ServeFlags::add_other(CLI::App& app) {
   app.add_option("--log-level", log_level, "error, warn, info or debug (a line per request)")
       ->check(CLI::IsMember({"error", "warn", "info", "debug"}))
       ->capture_default_str();
-  app.add_flag("--log-jsonl", service.log_json, "Write statistics as JSON, one object a line");
+  app.add_flag("--log-jsonl", log_json, "Every line of the log is a JSON object");
   app.add_option("--stats-interval", stats_interval, "Seconds between lines of statistics")
       ->check(CLI::Range(1.0, 86'400.0))
       ->capture_default_str();
@@ -167,6 +178,7 @@ void ServeFlags::read_generation_config() {
 
 void ServeFlags::resolve() {
   set_log_level(*log_level_from_name(log_level));
+  if (log_json) set_log_format(LogFormat::kJson);
   http.header_timeout = milliseconds(header_timeout);
   http.body_timeout = milliseconds(body_timeout);
   http.idle_timeout = milliseconds(idle_timeout);
@@ -191,7 +203,11 @@ void ServeFlags::resolve() {
                                                : ReasoningEffort::kLow;
   service.defaults.effort_table =
       effort_table == "0731" ? EffortTable::k0731 : EffortTable::kPreview;
-  model.options.kv_blocks = (kv_cache_tokens + 127) / 128;
+  if (snapshot_interval % kBlockTokens != 0)
+    fail("--snapshot-interval: expected a multiple of {} tokens, found {}", kBlockTokens,
+         snapshot_interval);
+  if (kv_cache_tokens > 0)
+    model.options.kv_blocks = (kv_cache_tokens + kBlockTokens - 1) / kBlockTokens;
   model.options.max_num_batched_tokens =
       std::max(model.options.max_num_batched_tokens, model.options.max_num_seqs);
   read_generation_config();

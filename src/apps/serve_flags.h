@@ -21,8 +21,11 @@ struct ServeFlags {
   std::string effort = "low";
   std::string effort_table = "preview";
   std::string log_level = "info";
+  bool prefix_caching = true;
   std::int64_t prefix_snapshots = 64;
+  std::int64_t snapshot_interval = kBlockTokens;
   std::int64_t kv_cache_tokens = 0;
+  bool log_json = false;
   double simulate = 0;                 // tokens a second of an engine without a model; 0: the model
   std::string simulate_text;           // what it answers; empty: the prompt
   std::int64_t shutdown_timeout = 30;  // seconds

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <utility>
 
+#include "core/log.h"
+
 namespace quatrain {
 namespace {
 
@@ -44,6 +46,7 @@ std::string duration(double seconds) {
 
 ProgressOptions ProgressOptions::for_stderr() {
   ProgressOptions options;
+  options.enabled = log_format() == LogFormat::kText;  // a bar is no JSON
   options.is_terminal = isatty(fileno(stderr)) == 1;
   winsize size{};
   if (options.is_terminal && ioctl(fileno(stderr), TIOCGWINSZ, &size) == 0 && size.ws_col > 0)

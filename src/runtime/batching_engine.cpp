@@ -12,6 +12,7 @@
 #include "runtime/request_sampler.h"
 #include "runtime/scheduler.h"
 #include "runtime/snapshot_store.h"
+#include "runtime/waiting_room.h"
 
 namespace quatrain {
 namespace {
@@ -51,9 +52,6 @@ SchedulerLimits limits_of(const EngineOptions& engine, const SchedulerOptions& o
   };
   check_rows("--max-num-batched-tokens", engine.max_num_batched_tokens);
   check_rows("max_logit_rows", engine.max_logit_rows);
-  if (options.max_queued_requests < 1 || options.max_queued_tokens < 1)
-    fail("the queue's bounds are {} requests and {} tokens: expected at least 1 of each",
-         options.max_queued_requests, options.max_queued_tokens);
   if (options.prefix_snapshots < 0)
     fail("prefix_snapshots: expected at least 0, found {}", options.prefix_snapshots);
   if (options.snapshot_interval < 0 || options.snapshot_interval % kBlockTokens != 0)
@@ -141,8 +139,8 @@ class BatchingEngine final : public Engine {
   EngineStats stats_;
   std::mt19937_64 seeds_;
   RequestId last_id_ = 0;
-  std::int64_t queued_requests_ = 0, queued_tokens_ = 0;  // not started yet
-  std::int64_t unfinished_ = 0;                           // last event not delivered yet
+  WaitingRoom waiting_room_{options_.max_queued_requests, options_.max_queued_tokens};
+  std::int64_t unfinished_ = 0;  // last event not delivered yet
   bool draining_ = false;
   bool cancel_all_ = false;
   bool stopping_ = false;
@@ -193,13 +191,10 @@ Engine::Submitted BatchingEngine::submit(EngineRequest request, OnEvent on_event
   {
     const std::lock_guard lock(mutex_);
     if (draining_) return refuse(Refusal::kDraining, "the engine is shutting down");
-    if (queued_requests_ >= options_.max_queued_requests ||
-        (queued_requests_ > 0 && queued_tokens_ + tokens > options_.max_queued_tokens))
-      return refuse(Refusal::kQueueFull, fmt::format("{} requests with {} tokens are waiting",
-                                                     queued_requests_, queued_tokens_));
+    if (!waiting_room_.has_room(tokens))
+      return refuse(Refusal::kQueueFull, waiting_room_.describe());
     id = taken->id = ++last_id_;
-    ++queued_requests_;
-    queued_tokens_ += tokens;
+    waiting_room_.enter(tokens);
     ++unfinished_;
     inbox_.push_back(std::move(taken));
   }
@@ -218,8 +213,8 @@ void BatchingEngine::cancel(RequestId id) {
 EngineStats BatchingEngine::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats out = stats_;
-  out.waiting += queued_requests_;
-  out.waiting_tokens = queued_tokens_;
+  out.waiting += waiting_room_.requests();
+  out.waiting_tokens = waiting_room_.tokens();
   return out;
 }
 
@@ -410,8 +405,7 @@ void BatchingEngine::publish() {
     const std::lock_guard lock(mutex_);
     stats_ = counts_;
     stats_.waiting = scheduler_.waiting() - fresh;  // preempted; stats() adds the queue
-    queued_requests_ -= std::exchange(started_requests_, 0);
-    queued_tokens_ -= std::exchange(started_tokens_, 0);
+    waiting_room_.leave(std::exchange(started_requests_, 0), std::exchange(started_tokens_, 0));
   }
   for (auto& [request, event] : events_) request->on_event(std::move(event));
   events_.clear();

@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "ops/op_args.h"
+#include "runtime/waiting_room.h"
 
 namespace quatrain {
 namespace {
@@ -77,7 +78,7 @@ class SimulatedEngine final : public Engine {
   std::vector<RequestId> cancelled_;
   std::vector<Happened> happened_;
   std::vector<std::unique_ptr<Simulated>> ended_;  // until their last event is out
-  std::int64_t waiting_tokens_ = 0;
+  WaitingRoom waiting_room_{options_.max_queued_requests, options_.max_queued_tokens};
   std::int64_t unfinished_ = 0;
   std::int64_t blocks_used_ = 0;
   EngineStats counts_;
@@ -87,8 +88,8 @@ class SimulatedEngine final : public Engine {
 };
 
 Engine::Submitted SimulatedEngine::submit(EngineRequest request, OnEvent on_event) {
-  const auto refuse = [](Refusal why, const char* message) {
-    return Submitted{.id = 0, .refusal = why, .message = message};
+  const auto refuse = [](Refusal why, std::string message) {
+    return Submitted{.id = 0, .refusal = why, .message = std::move(message)};
   };
   const auto tokens = static_cast<std::int64_t>(request.prompt.size());
   if (tokens == 0) return refuse(Refusal::kInvalid, "prompt: expected at least one token");
@@ -104,15 +105,11 @@ Engine::Submitted SimulatedEngine::submit(EngineRequest request, OnEvent on_even
   {
     const std::lock_guard lock(mutex_);
     if (draining_) return refuse(Refusal::kDraining, "the engine is shutting down");
-    const auto waiting = static_cast<std::int64_t>(waiting_.size());
-    const bool slot_free = static_cast<std::int64_t>(running_.size()) < options_.max_num_seqs;
-    if (!(slot_free && waiting == 0) &&
-        (waiting >= options_.max_queued_requests ||
-         (waiting > 0 && waiting_tokens_ + tokens > options_.max_queued_tokens)))
-      return refuse(Refusal::kQueueFull, "the queue is full");
+    if (!waiting_room_.has_room(tokens))
+      return refuse(Refusal::kQueueFull, waiting_room_.describe());
     id = simulated->id = ++last_id_;
     waiting_.emplace(std::pair(simulated->request.priority, id), simulated.get());
-    waiting_tokens_ += tokens;
+    waiting_room_.enter(tokens);
     ++unfinished_;
     requests_.emplace(id, std::move(simulated));
   }
@@ -132,8 +129,8 @@ EngineStats SimulatedEngine::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats out = counts_;
   out.running = static_cast<std::int64_t>(running_.size());
-  out.waiting = static_cast<std::int64_t>(waiting_.size());
-  out.waiting_tokens = waiting_tokens_;
+  out.waiting = waiting_room_.requests();
+  out.waiting_tokens = waiting_room_.tokens();
   out.kv_blocks_total = options_.max_num_seqs * ((options_.max_model_len - 1) / kBlockTokens + 1);
   out.kv_blocks_used = blocks_used_;
   return out;
@@ -161,7 +158,7 @@ void SimulatedEngine::start_waiting(Clock::time_point now) {
     Simulated& simulated = *waiting_.begin()->second;
     waiting_.erase(waiting_.begin());
     const auto tokens = static_cast<std::int64_t>(simulated.request.prompt.size());
-    waiting_tokens_ -= tokens;
+    waiting_room_.leave(1, tokens);
     counts_.prompt_tokens += tokens;
     blocks_used_ += simulated.blocks();
     simulated.running = true;
@@ -200,7 +197,7 @@ void SimulatedEngine::end(Simulated& simulated, RequestEnd how, RequestEvent eve
     blocks_used_ -= simulated.blocks();
   } else {
     waiting_.erase({simulated.request.priority, simulated.id});
-    waiting_tokens_ -= static_cast<std::int64_t>(simulated.request.prompt.size());
+    waiting_room_.leave(1, static_cast<std::int64_t>(simulated.request.prompt.size()));
   }
   ++counts_.finished[static_cast<std::size_t>(how)];
   event.end = how;
@@ -264,8 +261,6 @@ std::unique_ptr<Engine> make_simulated_engine(SimulationOptions options) {
   positive("tokens_per_second", options.tokens_per_second);
   positive("prompt_tokens_per_second", options.prompt_tokens_per_second);
   positive("max_num_seqs", options.max_num_seqs);
-  positive("max_queued_requests", options.max_queued_requests);
-  positive("max_queued_tokens", options.max_queued_tokens);
   positive("max_model_len", options.max_model_len);
   positive("vocab_size", options.vocab_size);
   for (const std::int32_t id : options.output)

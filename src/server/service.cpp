@@ -207,8 +207,13 @@ void Service::count(const HttpRequest& request, int status, double seconds) {
   const std::string path(route != nullptr ? route->path : "-");
   ++metrics_.http_requests[{path, is_known ? request.method : "-", status}];
   metrics_.http_time.observe(seconds);
-  log_debug("{} {} {} {:.1f} ms from {}", request.method, path, status, seconds * 1e3,
-            request.peer);
+  if (log_level() < LogLevel::kDebug) return;
+  log_event(LogLevel::kDebug, "request",
+            fmt::format("{} {} {} {:.1f} ms from {}", request.method, path, status, seconds * 1e3,
+                        request.peer),
+            fmt::format(R"("method":{},"path":{},"status":{},"ms":{:.1f},"peer":{})",
+                        json_quote(request.method), json_quote(path), status, seconds * 1e3,
+                        json_quote(request.peer)));
 }
 
 void Service::answer(const CallPtr& call, HttpResponse response) {

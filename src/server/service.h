@@ -36,7 +36,6 @@ struct ServiceOptions {
   bool vllm_metrics = true;
   bool reasoning_alias = false;
   bool page = true;
-  bool log_json = false;
   std::chrono::milliseconds keep_alive{15'000};      // silence before a comment in a stream
   std::chrono::milliseconds stats_interval{10'000};  // between lines of statistics
 };

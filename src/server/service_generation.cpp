@@ -27,6 +27,19 @@ std::int64_t finished_requests(const EngineStats& stats) {
   return std::accumulate(std::begin(stats.finished), std::end(stats.finished), std::int64_t{0});
 }
 
+// Lengths and times of an answer; nothing of what was said.
+void log_answer(const GenerationJob& job) {
+  if (log_level() < LogLevel::kDebug) return;
+  const Usage& usage = job.usage();
+  log_event(LogLevel::kDebug, "answer",
+            fmt::format("{} {} tokens in, {} out, {}, {:.2f} s", job.head().id, usage.prompt_tokens,
+                        usage.completion_tokens, job.outcome(), job.seconds()),
+            fmt::format(R"("id":{},"prompt_tokens":{},"cached_tokens":{},"output_tokens":{},)"
+                        R"("outcome":{},"seconds":{:.3f})",
+                        json_quote(job.head().id), usage.prompt_tokens, usage.cached_tokens,
+                        usage.completion_tokens, json_quote(job.outcome()), job.seconds()));
+}
+
 }  // namespace
 
 void Service::check_model(const std::string& name) const {
@@ -126,8 +139,7 @@ void Service::start(const CallPtr& call, GenerationRequest request, std::vector<
         count(call->request, status, time.count());
       },
       [this](const GenerationJob& job) {
-        log_debug("{} {} tokens in, {} out, {}, {:.2f} s", job.head().id, job.usage().prompt_tokens,
-                  job.usage().completion_tokens, job.outcome(), job.seconds());
+        log_answer(job);
         std::erase_if(jobs_, [&job](const auto& known) { return known.get() == &job; });
       }};
   auto job = std::make_shared<GenerationJob>(std::move(context), std::move(request),
@@ -205,16 +217,16 @@ void Service::print_stats() {
   const auto looked_up = std::max<std::int64_t>(1, s.prompt_tokens);
   const double hits =
       100.0 * static_cast<double>(s.cached_prompt_tokens) / static_cast<double>(looked_up);
-  if (options_.log_json)
-    log_info(
-        R"({{"event":"stats","running":{},"waiting":{},"prompt_tokens_per_s":{:.1f},)"
-        R"("output_tokens_per_s":{:.1f},"kv_used_percent":{:.1f},"prefix_hit_percent":{:.1f}}})",
-        s.running, s.waiting, prompt, output, kv, hits);
-  else
-    log_info(
-        "running {}, waiting {} · {:.1f} prompt tokens/s, {:.1f} tokens/s · KV {:.1f} % · "
-        "prefix hits {:.1f} %",
-        s.running, s.waiting, prompt, output, kv, hits);
+  log_event(LogLevel::kInfo, "stats",
+            fmt::format(
+                "running {}, waiting {} · {:.1f} prompt tokens/s, {:.1f} tokens/s · KV {:.1f} % · "
+                "prefix hits {:.1f} %",
+                s.running, s.waiting, prompt, output, kv, hits),
+            fmt::format(R"("running":{},"waiting":{},"prompt_tokens_per_s":{:.1f},)"
+                        R"("output_tokens_per_s":{:.1f},"kv_used_percent":{:.1f},)"
+                        R"("prefix_hit_percent":{:.1f},"preemptions":{},"finished":{})",
+                        s.running, s.waiting, prompt, output, kv, hits, s.preemptions,
+                        finished_requests(s)));
 }
 
 void Service::drain(std::chrono::milliseconds timeout) {

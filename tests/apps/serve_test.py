@@ -10,11 +10,14 @@ import json
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
+import warnings
 
 QUATRAIN, MODEL = sys.argv[1:3]
 
@@ -29,7 +32,7 @@ class Server:
         self.lines = []
         for line in self.process.stderr:
             self.lines.append(line)
-            found = re.search(r"serving at http://127\.0\.0\.1:(\d+)", line)
+            found = re.search(r"https?://127\.0\.0\.1:(\d+)", line)
             if found:
                 self.port = int(found.group(1))
                 return
@@ -202,8 +205,73 @@ class Lifecycle(unittest.TestCase):
         self.assertEqual(server.request("GET", "/v1/models", headers=fields)[0].status, 200)
         self.assertEqual(server.stop()[0], 0)
 
+    def test_tls(self):
+        with tempfile.TemporaryDirectory() as folder:
+            key, certificate = os.path.join(folder, "key.pem"), os.path.join(folder, "certificate.pem")
+            subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                            "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+                            "-keyout", key, "-out", certificate], check=True, capture_output=True)
+            server = Server("--simulate", 500, "--ssl-certfile", certificate, "--ssl-keyfile", key)
+            context = ssl.create_default_context(cafile=certificate)
+        self.assertIn("https://", server.lines[-1])
+
+        def ask(**body):
+            connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=context, timeout=60)
+            connection.request("POST", "/v1/completions", json.dumps({"prompt": "The owl", **body}))
+            reply = connection.getresponse().read().decode()
+            connection.close()
+            return reply
+
+        self.assertEqual(json.loads(ask(max_tokens=4))["usage"]["completion_tokens"], 4)
+        self.assertTrue(ask(max_tokens=300, stream=True).endswith("data: [DONE]\n\n"))
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            context.minimum_version = context.maximum_version = version
+            self.assertEqual(json.loads(ask(max_tokens=2))["usage"]["completion_tokens"], 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the old version is what is tested
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with self.assertRaises(ssl.SSLError):
+            ask(max_tokens=2)
+        with self.assertRaises((http.client.BadStatusLine, ConnectionError)):
+            server.request("GET", "/health")  # without TLS
+        # A client that leaves in the middle of the handshake or of a stream.
+        for count in (0, 100):
+            with socket.create_connection(("127.0.0.1", server.port)) as raw:
+                raw.send(b"\x16\x03\x01" + b"\x00" * count)
+        self.assertEqual(server.stop()[0], 0)
+
+    def test_json_logs(self):
+        server = Server("--log-jsonl", "--log-level", "debug", "--stats-interval", 1)
+        server.stream("/v1/completions", prompt="The king", max_tokens=400, ignore_eos=True)
+        time.sleep(1.2)
+        code, rest = server.stop()
+        self.assertEqual(code, 0)
+        events = [json.loads(line) for line in "".join(server.lines + [rest]).splitlines()]
+        for event in events:
+            self.assertRegex(event["time"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+            self.assertIn(event["level"], ("error", "warn", "info", "debug"))
+        named = {event["event"]: event for event in events}
+        self.assertLessEqual({"loading", "model", "ready", "request", "answer", "stats", "log"}, set(named))
+        self.assertEqual(named["answer"]["output_tokens"], 400)
+        self.assertEqual(named["model"]["max_model_len"], 2048)
+        self.assertGreater(named["stats"]["output_tokens_per_s"], 0)
+
+    def test_prefix_cache_flags(self):
+        prompt = list(range(300, 700))
+        for flags, cached in ((["--snapshot-interval", 0, "--kv-blocks", 40], 384),
+                              (["--no-enable-prefix-caching"], 0)):
+            server = Server(*flags)
+            server.complete(prompt, max_tokens=1)
+            usage = server.complete(prompt, max_tokens=1)["usage"]
+            self.assertEqual(usage["prompt_tokens_details"]["cached_tokens"], cached)
+            blocks = json.loads(server.request("GET", "/load")[1])["kv_blocks_total"]
+            self.assertEqual(blocks == 40, "--kv-blocks" in flags)
+            server.stop()
+
     def test_faults_at_start_are_one_line(self):
-        for flags in (("--host", "999.1.1.1"), ("--ssl-certfile", "/no/such/file"), ("--port", "0", "-m2")):
+        for flags in (("--host", "999.1.1.1"), ("--ssl-certfile", "/no/such/file"), ("--port", "0", "-m2"),
+                      ("--snapshot-interval", "100"), ("--kv-blocks", "40", "--kv-cache-tokens", "5120"),
+                      ("--simulate-text", "x")):
             result = subprocess.run([QUATRAIN, "serve", MODEL, "--backend", "cpu", *flags],
                                     capture_output=True, text=True, timeout=60,
                                     env={**os.environ, "QUATRAIN_WORKERS": "1"})

@@ -19,6 +19,7 @@ class Log : public testing::Test {
   void TearDown() override {
     set_log_level(LogLevel::kInfo);
     set_log_timestamps(false);
+    set_log_format(LogFormat::kText);
   }
   template <class Action>
   static std::string captured(Action action) {
@@ -50,6 +51,22 @@ TEST_F(Log, Names) {
   EXPECT_EQ(log_level_from_name("info"), LogLevel::kInfo);
   EXPECT_EQ(log_level_from_name("debug"), LogLevel::kDebug);
   EXPECT_EQ(log_level_from_name("loud"), std::nullopt);
+}
+
+TEST_F(Log, JsonIsOneObjectALine) {
+  const auto event = [] {
+    log_event(LogLevel::kInfo, "ready", "serving \"here\"", R"("port":80)");
+    log_event(LogLevel::kDebug, "hidden", "hidden", "");
+    log_warn("line\n\"two\"");
+  };
+  EXPECT_EQ(captured(event), "serving \"here\"\nwarning: line\n\"two\"\n");
+  set_log_format(LogFormat::kJson);
+  const std::string time = R"(\{"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z",)";
+  const std::string text = captured(event);
+  EXPECT_TRUE(std::regex_match(
+      text, std::regex(time + R"("level":"info","event":"ready","port":80\}\n)" + time +
+                       R"("level":"warn","event":"log","message":"line\\n\\"two\\""\}\n)")))
+      << text;
 }
 
 TEST_F(Log, TimestampsOnRequest) {
