@@ -107,6 +107,12 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
+/// One of the barrier's expected arrivals, made once all earlier copy16 of this thread are there.
+__device__ inline void arrive_when_copied(Barrier* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
 /// Orders ordinary accesses before those of the copy engine and the tensor cores.
 __device__ inline void async_proxy_fence() { asm volatile("fence.proxy.async;" ::: "memory"); }
 

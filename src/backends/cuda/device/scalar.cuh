@@ -8,14 +8,18 @@ namespace quatrain::cuda {
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
+/// In a third of the instructions; off by about 2^-21.
+__device__ inline float quick_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
 /// silu(min(gate, limit)) · clamp(up, ±limit); limit 0 clamps nothing. Comparisons rather than
 /// fminf, so that NaN stays NaN.
+template <float (*kSigmoid)(float) = sigmoid>
 __device__ inline float swiglu_value(float gate, float up, float limit) {
   if (limit > 0) {
     gate = limit < gate ? limit : gate;
     up = up < -limit ? -limit : limit < up ? limit : up;
   }
-  return gate * sigmoid(gate) * up;
+  return gate * kSigmoid(gate) * up;
 }
 
 /// sqrt(log(1 + e^x)) without overflow.

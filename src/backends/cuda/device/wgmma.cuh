@@ -15,6 +15,12 @@ __device__ inline std::uint64_t swizzled_operand(std::uint32_t address) {
   return (address & 0x3FFFFu) >> 4 | std::uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
 }
 
+/// Makes writes to shared memory, this thread's or those it has waited for, visible to the
+/// products.
+__device__ inline void fence_operands() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /// Orders register accesses before the products that follow.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void wgmma_commit() {
@@ -41,130 +47,101 @@ __device__ inline void lower_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Operands eight at a time.
-#define QT_SUMS(i)                                                                            \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define QT_NAMES0 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define QT_NAMES1 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define QT_NAMES2 "%16, %17, %18, %19, %20, %21, %22, %23"
-#define QT_NAMES3 "%24, %25, %26, %27, %28, %29, %30, %31"
-#define QT_NAMES4 "%32, %33, %34, %35, %36, %37, %38, %39"
-#define QT_NAMES5 "%40, %41, %42, %43, %44, %45, %46, %47"
-#define QT_NAMES6 "%48, %49, %50, %51, %52, %53, %54, %55"
-#define QT_NAMES7 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define QT_NAMES8 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define QT_NAMES9 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define QT_NAMES10 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define QT_NAMES11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define QT_NAMES12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define QT_NAMES13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define QT_NAMES14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define QT_NAMES15 "%120, %121, %122, %123, %124, %125, %126, %127"
-#define QT_INPUTS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
-#define QT_WGMMA(width, names, inputs)                                              \
-  "{.reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" width \
-  "k16.f32.bf16.bf16 {" names "}, " inputs ", add, 1, 1, 0;}"
+// Operands four at a time: those of columns [8 n, 8 n + 8).
+#define QT_S(n) "+f"(d[4 * n]), "+f"(d[4 * n + 1]), "+f"(d[4 * n + 2]), "+f"(d[4 * n + 3])
+#define QT_S2 QT_S(0), QT_S(1)
+#define QT_S3 QT_S2, QT_S(2)
+#define QT_S4 QT_S3, QT_S(3)
+#define QT_S5 QT_S4, QT_S(4)
+#define QT_S6 QT_S5, QT_S(5)
+#define QT_S7 QT_S6, QT_S(6)
+#define QT_S8 QT_S7, QT_S(7)
+#define QT_S9 QT_S8, QT_S(8)
+#define QT_S10 QT_S9, QT_S(9)
+#define QT_S11 QT_S10, QT_S(10)
+#define QT_S12 QT_S11, QT_S(11)
+#define QT_S13 QT_S12, QT_S(12)
+#define QT_S14 QT_S13, QT_S(13)
+#define QT_S15 QT_S14, QT_S(14)
+#define QT_S16 QT_S15, QT_S(15)
+#define QT_N2 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define QT_N3 QT_N2 ", %8, %9, %10, %11"
+#define QT_N4 QT_N3 ", %12, %13, %14, %15"
+#define QT_N5 QT_N4 ", %16, %17, %18, %19"
+#define QT_N6 QT_N5 ", %20, %21, %22, %23"
+#define QT_N7 QT_N6 ", %24, %25, %26, %27"
+#define QT_N8 QT_N7 ", %28, %29, %30, %31"
+#define QT_N9 QT_N8 ", %32, %33, %34, %35"
+#define QT_N10 QT_N9 ", %36, %37, %38, %39"
+#define QT_N11 QT_N10 ", %40, %41, %42, %43"
+#define QT_N12 QT_N11 ", %44, %45, %46, %47"
+#define QT_N13 QT_N12 ", %48, %49, %50, %51"
+#define QT_N14 QT_N13 ", %52, %53, %54, %55"
+#define QT_N15 QT_N14 ", %56, %57, %58, %59"
+#define QT_N16 QT_N15 ", %60, %61, %62, %63"
+// A product of `width` columns, whose inputs follow n groups of sums.
+#define QT_PRODUCT(n, width, inputs)                                                              \
+  if constexpr (kWidth == width)                                                                  \
+  asm volatile("{.reg .pred add; setp.eq.u32 add, 0, 0; wgmma.mma_async.sync.aligned.m64n" #width \
+               "k16.f32.bf16.bf16 {" QT_N##n "}, " inputs ", add, 1, 1, 0;}"                      \
+               : QT_S##n                                                                          \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 /// d += a b: a [64, 16] as the lanes' fragments (as mma_bf16, 16 rows per warp), b [16, kWidth] of
 /// BF16, d [64, kWidth]: d[4 n + i] as mma_bf16's d[i] for columns [8 n, 8 n + 8). Asynchronous: a
-/// and d must be left alone until wgmma_wait.
+/// and d must be left alone until wgmma_wait. kWidth is a multiple of 8 from 16 to 128.
 template <int kWidth>
 __device__ inline void wgmma_bf16(float (&d)[kWidth / 2], const std::uint32_t (&a)[4],
                                   std::uint64_t b) {
-  if constexpr (kWidth == 16)
-    asm volatile(QT_WGMMA("16", QT_NAMES0, "{%8, %9, %10, %11}, %12") : QT_SUMS(0) : QT_INPUTS);
-  else if constexpr (kWidth == 32)
-    asm volatile(QT_WGMMA("32", QT_NAMES0 ", " QT_NAMES1, "{%16, %17, %18, %19}, %20")
-                 : QT_SUMS(0), QT_SUMS(8)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 48)
-    asm volatile(
-        QT_WGMMA("48", QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2, "{%24, %25, %26, %27}, %28")
-        : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16)
-        : QT_INPUTS);
-  else if constexpr (kWidth == 64)
-    asm volatile(QT_WGMMA("64", QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3,
-                          "{%32, %33, %34, %35}, %36")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 96)
-    asm volatile(QT_WGMMA("96",
-                          QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3 ", " QT_NAMES4
-                                    ", " QT_NAMES5,
-                          "{%48, %49, %50, %51}, %52")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24), QT_SUMS(32), QT_SUMS(40)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 128)
-    asm volatile(QT_WGMMA("128",
-                          QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3 ", " QT_NAMES4
-                                    ", " QT_NAMES5 ", " QT_NAMES6 ", " QT_NAMES7,
-                          "{%64, %65, %66, %67}, %68")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24), QT_SUMS(32), QT_SUMS(40),
-                   QT_SUMS(48), QT_SUMS(56)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 160)
-    asm volatile(QT_WGMMA("160",
-                          QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3 ", " QT_NAMES4
-                                    ", " QT_NAMES5 ", " QT_NAMES6 ", " QT_NAMES7 ", " QT_NAMES8
-                                    ", " QT_NAMES9,
-                          "{%80, %81, %82, %83}, %84")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24), QT_SUMS(32), QT_SUMS(40),
-                   QT_SUMS(48), QT_SUMS(56), QT_SUMS(64), QT_SUMS(72)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 192)
-    asm volatile(QT_WGMMA("192",
-                          QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3 ", " QT_NAMES4
-                                    ", " QT_NAMES5 ", " QT_NAMES6 ", " QT_NAMES7 ", " QT_NAMES8
-                                    ", " QT_NAMES9 ", " QT_NAMES10 ", " QT_NAMES11,
-                          "{%96, %97, %98, %99}, %100")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24), QT_SUMS(32), QT_SUMS(40),
-                   QT_SUMS(48), QT_SUMS(56), QT_SUMS(64), QT_SUMS(72), QT_SUMS(80), QT_SUMS(88)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 224)
-    asm volatile(QT_WGMMA("224",
-                          QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3 ", " QT_NAMES4
-                                    ", " QT_NAMES5 ", " QT_NAMES6 ", " QT_NAMES7 ", " QT_NAMES8
-                                    ", " QT_NAMES9 ", " QT_NAMES10 ", " QT_NAMES11 ", " QT_NAMES12
-                                    ", " QT_NAMES13,
-                          "{%112, %113, %114, %115}, %116")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24), QT_SUMS(32), QT_SUMS(40),
-                   QT_SUMS(48), QT_SUMS(56), QT_SUMS(64), QT_SUMS(72), QT_SUMS(80), QT_SUMS(88),
-                   QT_SUMS(96), QT_SUMS(104)
-                 : QT_INPUTS);
-  else if constexpr (kWidth == 256)
-    asm volatile(QT_WGMMA("256",
-                          QT_NAMES0 ", " QT_NAMES1 ", " QT_NAMES2 ", " QT_NAMES3 ", " QT_NAMES4
-                                    ", " QT_NAMES5 ", " QT_NAMES6 ", " QT_NAMES7 ", " QT_NAMES8
-                                    ", " QT_NAMES9 ", " QT_NAMES10 ", " QT_NAMES11 ", " QT_NAMES12
-                                    ", " QT_NAMES13 ", " QT_NAMES14 ", " QT_NAMES15,
-                          "{%128, %129, %130, %131}, %132")
-                 : QT_SUMS(0), QT_SUMS(8), QT_SUMS(16), QT_SUMS(24), QT_SUMS(32), QT_SUMS(40),
-                   QT_SUMS(48), QT_SUMS(56), QT_SUMS(64), QT_SUMS(72), QT_SUMS(80), QT_SUMS(88),
-                   QT_SUMS(96), QT_SUMS(104), QT_SUMS(112), QT_SUMS(120)
-                 : QT_INPUTS);
-  else
-    static_assert(kWidth == 0, "no product of this width");
+  static_assert(kWidth % 8 == 0 && 16 <= kWidth && kWidth <= 128);
+  QT_PRODUCT(2, 16, "{%8, %9, %10, %11}, %12");
+  QT_PRODUCT(3, 24, "{%12, %13, %14, %15}, %16");
+  QT_PRODUCT(4, 32, "{%16, %17, %18, %19}, %20");
+  QT_PRODUCT(5, 40, "{%20, %21, %22, %23}, %24");
+  QT_PRODUCT(6, 48, "{%24, %25, %26, %27}, %28");
+  QT_PRODUCT(7, 56, "{%28, %29, %30, %31}, %32");
+  QT_PRODUCT(8, 64, "{%32, %33, %34, %35}, %36");
+  QT_PRODUCT(9, 72, "{%36, %37, %38, %39}, %40");
+  QT_PRODUCT(10, 80, "{%40, %41, %42, %43}, %44");
+  QT_PRODUCT(11, 88, "{%44, %45, %46, %47}, %48");
+  QT_PRODUCT(12, 96, "{%48, %49, %50, %51}, %52");
+  QT_PRODUCT(13, 104, "{%52, %53, %54, %55}, %56");
+  QT_PRODUCT(14, 112, "{%56, %57, %58, %59}, %60");
+  QT_PRODUCT(15, 120, "{%60, %61, %62, %63}, %64");
+  QT_PRODUCT(16, 128, "{%64, %65, %66, %67}, %68");
 }
 
-#undef QT_SUMS
-#undef QT_INPUTS
-#undef QT_WGMMA
-#undef QT_NAMES0
-#undef QT_NAMES1
-#undef QT_NAMES2
-#undef QT_NAMES3
-#undef QT_NAMES4
-#undef QT_NAMES5
-#undef QT_NAMES6
-#undef QT_NAMES7
-#undef QT_NAMES8
-#undef QT_NAMES9
-#undef QT_NAMES10
-#undef QT_NAMES11
-#undef QT_NAMES12
-#undef QT_NAMES13
-#undef QT_NAMES14
-#undef QT_NAMES15
+#undef QT_PRODUCT
+#undef QT_S
+#undef QT_S2
+#undef QT_N2
+#undef QT_S3
+#undef QT_N3
+#undef QT_S4
+#undef QT_N4
+#undef QT_S5
+#undef QT_N5
+#undef QT_S6
+#undef QT_N6
+#undef QT_S7
+#undef QT_N7
+#undef QT_S8
+#undef QT_N8
+#undef QT_S9
+#undef QT_N9
+#undef QT_S10
+#undef QT_N10
+#undef QT_S11
+#undef QT_N11
+#undef QT_S12
+#undef QT_N12
+#undef QT_S13
+#undef QT_N13
+#undef QT_S14
+#undef QT_N14
+#undef QT_S15
+#undef QT_N15
+#undef QT_S16
+#undef QT_N16
 
 }  // namespace quatrain::cuda

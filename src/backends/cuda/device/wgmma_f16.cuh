@@ -29,11 +29,6 @@ __device__ inline std::uint64_t operand(std::uint32_t address, int leading, int 
          static_cast<std::uint64_t>(stride >> 4) << 32;
 }
 
-/// Makes this thread's writes to shared memory visible to the products.
-__device__ inline void fence_operands() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 /// In all of them lane l of warp w of the group holds d[16 w + l / 4][8 j + 2 (l % 4) + {0, 1}] in
 /// d[4 j], d[4 j + 1] and the same of row + 8 in d[4 j + 2], d[4 j + 3].
 

@@ -7,7 +7,7 @@
 // warpgroup feeds them: one warp with bulk copies of packed weights, three with the tokens' rows,
 // gathered as they are copied. Blocks stride over the tiles, row tiles of one expert beside each
 // other, so that its tokens are read from the second-level cache.
-#include <algorithm>
+#include <type_traits>
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/async_copy.cuh"
@@ -22,31 +22,52 @@ namespace quatrain::cuda {
 namespace {
 
 constexpr int kWarpgroup = 128;
-constexpr int kMultiplyingGroups = 4;
+constexpr int kMultiplyingGroups = 2;
 constexpr int kThreads = (kMultiplyingGroups + 1) * kWarpgroup;  // the last one feeds
 constexpr int kMultiplyingWarps = 4 * kMultiplyingGroups;
-constexpr int kRowTiles = 2;  // packed row tiles that a block takes together
+constexpr int kRowTiles = kMultiplyingGroups;  // packed row tiles that a block takes together
+constexpr int kBlocks = 2;                     // of 64 rows, which a warpgroup takes together
 constexpr int kGatherThreads = 96;
-constexpr int kGatherBarrier = 1;  // named barrier of the gathering threads
+constexpr int kGatherStep = kGatherThreads / 8;  // tokens of which they copy a piece at once
+constexpr int kGatherSteps = (128 + kGatherStep - 1) / kGatherStep;
+constexpr int kWarpRows = kWarp / 8;
 
 constexpr int kWeightStages = 3;
 constexpr int kTokenStages = 6;
+constexpr int kTableStages = 2;
 constexpr int kTokenStageBytes = kWidestPass * kSlabCols * 2;
 constexpr int kTokensAt = 0;  // 1024-byte aligned, for the swizzle
 constexpr int kWeightsAt = kTokensAt + kTokenStages * kTokenStageBytes;
 constexpr int kWeightStageBytes = kRowTiles * kTileBytes;
-constexpr int kRowsAt = kWeightsAt + kWeightStages * kWeightStageBytes;
-constexpr int kBarriersAt = kRowsAt + kWidestPass * 4;
-constexpr int kSharedBytes = kBarriersAt + 2 * 8 * (kWeightStages + kTokenStages) + 1024;
+constexpr int kTablesAt = kWeightsAt + kWeightStages * kWeightStageBytes;
+constexpr int kBarriersAt = kTablesAt + kTableStages * 4 * kWidestPass * 4;
+constexpr int kSharedBytes =
+    kBarriersAt + 2 * 8 * (kWeightStages + kTokenStages + kTableStages) + 1024;
+
+// What the sums of a tile's columns need when they are stored.
+struct TokenTable {
+  unsigned offsets[kWidestPass];  // of its row, in pieces of 16 bytes
+  int slots[kWidestPass];         // -1 past the count
+  float units[kWidestPass];       // multiply a token's sums
+  float weights[kWidestPass];     // multiply its hidden values
+};
 
 // A stage holds as many slabs of 64 columns as fit, up to a chunk's four.
 __device__ constexpr int slabs_per_stage(int width) {
   return width <= 32 ? 4 : width <= 64 ? 2 : 1;
 }
 
-// Of the products of a tile.
+// The widths that a tile's products can have; more of them than these and the compiler runs out of
+// registers and waits for every product.
+#define QT_FOR_EACH_WIDTH(do_with) \
+  do_with(16) do_with(32) do_with(48) do_with(64) do_with(80) do_with(96) do_with(112) do_with(128)
+
 __device__ int width_of(int count) {
-  return count <= 32 ? 32 : count <= 64 ? padded_to(count, 16) : padded_to(count, 32);
+#define QT_CHOOSE(width) \
+  if (count <= width) return width;
+  QT_FOR_EACH_WIDTH(QT_CHOOSE)
+#undef QT_CHOOSE
+  return kWidestPass;
 }
 
 struct Projection {
@@ -69,12 +90,24 @@ struct Shared {
   Barrier* weights_empty;
   Barrier* tokens_full;
   Barrier* tokens_empty;
+  Barrier* table_full;
+  Barrier* table_empty;
+  __device__ TokenTable& table(int stage) const {
+    return reinterpret_cast<TokenTable*>(base + kTablesAt)[stage];
+  }
 };
 
 __device__ Shared shared_at(std::uint8_t* base) {
   auto* barriers = reinterpret_cast<Barrier*>(base + kBarriersAt);
-  return {base, barriers, barriers + kWeightStages, barriers + 2 * kWeightStages,
-          barriers + 2 * kWeightStages + kTokenStages};
+  Barrier* tokens = barriers + 2 * kWeightStages;
+  Barrier* tables = tokens + 2 * kTokenStages;
+  return {base,
+          barriers,
+          barriers + kWeightStages,
+          tokens,
+          tokens + kTokenStages,
+          tables,
+          tables + kTableStages};
 }
 
 // Calls body(tile, first row tile) for this block's tiles.
@@ -107,47 +140,39 @@ __device__ void fetch_weights(const PrefillArgs& args, const Projection& p, cons
   });
 }
 
-// The stages whose copies this thread has issued and not yet reported, oldest first.
-class PendingStages {
- public:
-  __device__ explicit PendingStages(const Shared& shared) : shared_(shared) {}
-  __device__ void push() {
-    commit_copies();
-    if (++pending_ > kPending) {
-      wait_copies<kPending>();
-      report();
-    }
+// A warp of the gather fills in the tokens that it copies itself: every 12th and the three after.
+__device__ void fill_table(const PrefillArgs& args, const PassTile& tile, int row_pieces,
+                           TokenTable& table) {
+  const int own = warp_id() % 4 * kWarpRows;
+  for (int i = lane_id(); i < kWarpRows * kGatherSteps; i += kWarp) {
+    const int n = i / kWarpRows * kGatherStep + own + i % kWarpRows;
+    if (n >= kWidestPass) break;
+    const bool real = n < tile.count;
+    // Columns past the count repeat the last token; nobody looks at their sums.
+    const int slot = args.sorted[tile.first + min(n, tile.count - 1)];
+    const int row = slot / args.inputs.slots_per_row;
+    const float* scales = args.inputs.row_scales;
+    table.offsets[n] = static_cast<unsigned>(row) * static_cast<unsigned>(row_pieces);
+    table.slots[n] = real ? slot : -1;
+    table.units[n] = kPackedUnit * (scales != nullptr ? scales[row] : 1.0f);
+    table.weights[n] = args.routed.weight_first ? args.routed.weights[slot] : 1.0f;
   }
-  __device__ void flush() {
-    wait_copies<0>();
-    while (pending_ > 0) report();
-  }
+  __syncwarp();
+}
 
- private:
-  // All but the one being filled: it takes that much under way to keep the tensor cores fed.
-  static constexpr int kPending = kTokenStages - 1;
-  __device__ void report() {
-    async_proxy_fence();
-    barrier_arrive(shared_.tokens_full + oldest_.at);
-    oldest_.next(kTokenStages);
-    --pending_;
-  }
-  const Shared& shared_;
-  RingPosition oldest_;
-  int pending_ = 0;
-};
-
-// Piece `piece` of 64 columns of every 12th row from `first` on; four rows' offsets at a time.
-__device__ void gather_slab(const uint4* from, const unsigned* rows, int width, int first,
+// Piece `piece` of 64 columns of every 12th token from `first` on; a few tokens' offsets at a time.
+__device__ void gather_slab(const uint4* from, const TokenTable& table, int width, int first,
                             int piece, std::uint32_t to) {
-  constexpr int kStep = kGatherThreads / 8, kBatch = 4;
-  for (int begin = first; begin < width; begin += kBatch * kStep) {
+  constexpr int kBatch = 4;
+#pragma unroll 1
+  for (int begin = first; begin < width; begin += kBatch * kGatherStep) {
     unsigned offsets[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) offsets[i] = rows[min(begin + i * kStep, width - 1)];
+    for (int i = 0; i < kBatch; ++i)
+      offsets[i] = table.offsets[min(begin + i * kGatherStep, kWidestPass - 1)];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int n = begin + i * kStep;
+      const int n = begin + i * kGatherStep;
       if (n < width) copy16(to + n * 128 + ((piece ^ (n & 7)) << 4), from + offsets[i]);
     }
   }
@@ -158,178 +183,256 @@ __device__ void fetch_tokens(const PrefillArgs& args, const Projection& p, const
   const int piece = thread % 8;
   const int parts = args.routed.parts;
   const int padded = p.chunks * kChunkCols;
-  auto* rows = reinterpret_cast<unsigned*>(shared.base + kRowsAt);
-  RingPosition at;
-  PendingStages pending(shared);
+  RingPosition at, table_at;
   for_each_tile(args, p, [&](const PassTile& tile, int) {
+    barrier_wait(shared.table_empty + table_at.at, table_at.parity ^ 1u);
+    TokenTable& table = shared.table(table_at.at);
+    fill_table(args, tile, parts * padded / 8, table);
+    barrier_arrive(shared.table_full + table_at.at);
+    table_at.next(kTableStages);
     const int width = width_of(tile.count);
     const int slabs = slabs_per_stage(width);
-    named_sync(kGatherBarrier, kGatherThreads);  // all have read the last tile's rows
-    // Columns past the count repeat the last token; nobody looks at their sums. Rows are kept as
-    // offsets in pieces of 16 bytes.
-    for (int n = thread; n < width; n += kGatherThreads)
-      rows[n] = args.sorted[tile.first + min(n, tile.count - 1)] / args.inputs.slots_per_row *
-                (parts * padded / 8);
-    named_sync(kGatherBarrier, kGatherThreads);
     for (int slab = 0; slab < 4 * p.chunks; slab += slabs)
       for (int part = 0; part < parts; ++part, at.next(kTokenStages)) {
-        if (!barrier_test(shared.tokens_empty + at.at, at.parity ^ 1u)) {
-          pending.flush();  // the multipliers may be waiting for them
-          barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
-        }
+        barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
         std::uint32_t to = shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes);
         const auto* from =
             reinterpret_cast<const uint4*>(args.inputs.values + part * padded + slab * kSlabCols) +
             piece;
         for (int s = 0; s < slabs; ++s, to += width * 128, from += kSlabCols / 8)
-          gather_slab(from, rows, width, thread / 8, piece, to);
-        pending.push();
+          gather_slab(from, table, width, thread / 8, piece, to);
+        arrive_when_copied(shared.tokens_full + at.at);
       }
   });
-  pending.flush();
+  wait_for_copies();  // none may outlive the block
 }
 
 // ---- multiplying ----
 
-template <int kParts>
+// The transpose of an 8 x 8 matrix of 16-bit values, of which a lane has two neighbours in a row.
+__device__ inline std::uint32_t transposed(std::uint32_t pair) {
+  std::uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+template <int kParts, bool kFirst>
 struct Multiplier {
   const PrefillArgs& args;
   const Projection& projection;
   const Shared& shared;
   RingPosition weights;
   RingPosition tokens;
+  RingPosition table;
 
   __device__ int warp() const { return warp_id() % kMultiplyingWarps; }
 
   __device__ void release(Barrier* barrier) const {
     if (lane_id() == 0) barrier_arrive(barrier);
   }
-  // d += one slab of this warpgroup's rows times slab `slab` of the stage; done when it returns.
+  // Starts d += one atom of this warpgroup's rows times atom `atom` of slab `slab` of the stage.
   template <int kWidth>
-  __device__ void multiply_slab(float (&d)[kWidth / 2], const std::uint32_t (&a)[4][4],
-                                int slab) const {
+  __device__ __forceinline__ void start_atom(float (&d)[kBlocks][kWidth / 2],
+                                             const std::uint32_t (&a)[kBlocks][4], int slab,
+                                             int atom) const {
     RingPosition at = tokens;
     wgmma_fence();
 #pragma unroll
     for (int part = 0; part < kParts; ++part, at.next(kTokenStages)) {
-      const std::uint64_t b = swizzled_operand(
-          shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + slab * kWidth * 128);
+      const std::uint64_t b =
+          swizzled_operand(shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) +
+                           slab * kWidth * 128 + atom * 32);
 #pragma unroll
-      for (int atom = 0; atom < 4; ++atom)
-        wgmma_bf16<kWidth>(d, a[atom], b + static_cast<std::uint64_t>(atom * 2));
+      for (int block = 0; block < kBlocks; ++block) wgmma_bf16<kWidth>(d[block], a[block], b);
     }
     wgmma_commit();
-    wgmma_wait<0>();
+  }
+  __device__ void await_tokens() const {
+    RingPosition at = tokens;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part, at.next(kTokenStages))
+      barrier_wait(shared.tokens_full + at.at, at.parity);
+    fence_operands();
+  }
+  __device__ void release_tokens(RingPosition& at) const {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part, at.next(kTokenStages))
+      release(shared.tokens_empty + at.at);
   }
 
+  // Atoms alternate between two sets of registers: one is decoded while products read the
+  // other.
   template <int kWidth>
-  __device__ void multiply_tile(const PassTile& tile, int first_row_tile) {
+  __device__ __forceinline__ void multiply_tile(const PassTile& tile, int first_row_tile) {
     constexpr int kSlabs = slabs_per_stage(kWidth);
-    float d[kWidth / 2];
+    float d[kBlocks][kWidth / 2];
 #pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) d[i] = 0;
+    for (int i = 0; i < kBlocks * kWidth / 2; ++i) d[i / (kWidth / 2)][i % (kWidth / 2)] = 0;
+    RingPosition read = tokens;  // the oldest stage that products may still read
     for (int chunk = 0; chunk < projection.chunks; ++chunk, weights.next(kWeightStages)) {
       barrier_wait(shared.weights_full + weights.at, weights.parity);
       const std::uint8_t* packed =
-          shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp() / 4 * kChunkBytes;
+          shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp() / 4 * kTileBytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const Slab slab = load_slab(packed, warp() % 4 * 4 + i, lane_id());
-        std::uint32_t a[4][4];
+        Slab slab[kBlocks];
 #pragma unroll
-        for (int atom = 0; atom < 4; ++atom) decode_slab_atom(slab, atom, a[atom]);
-        if (i == 3) {
-          __syncwarp();
-          release(shared.weights_empty + weights.at);
+        for (int block = 0; block < kBlocks; ++block) {
+          const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
+          slab[block] = load_slab(packed + rows / 4 * kChunkBytes, rows % 4 * 4 + i, lane_id());
         }
-        if (i % kSlabs == 0) {
-          RingPosition at = tokens;
+        std::uint32_t a[2][kBlocks][4];
 #pragma unroll
-          for (int part = 0; part < kParts; ++part, at.next(kTokenStages))
-            barrier_wait(shared.tokens_full + at.at, at.parity);
+        for (int atom = 0; atom < 4; ++atom) {
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block)
+            decode_slab_atom(slab[block], atom, a[atom % 2][block]);
+          if (i == 3 && atom == 3) {
+            __syncwarp();
+            release(shared.weights_empty + weights.at);
+          }
+          if (i % kSlabs == 0 && atom == 0) await_tokens();
+          start_atom<kWidth>(d, a[atom % 2], i % kSlabs, atom);
+          wgmma_wait<1>();  // the atom before is done
+          if (i % kSlabs == 0 && atom == 0 && (i > 0 || chunk > 0)) release_tokens(read);
         }
-        multiply_slab<kWidth>(d, a, i % kSlabs);
         if (i % kSlabs == kSlabs - 1) {
 #pragma unroll
-          for (int part = 0; part < kParts; ++part, tokens.next(kTokenStages))
-            release(shared.tokens_empty + tokens.at);
+          for (int part = 0; part < kParts; ++part) tokens.next(kTokenStages);
         }
       }
     }
-    wgmma_results(d);
-    const int row_tile = first_row_tile + warp() / 8;
-    if (row_tile >= projection.row_tiles) return;
-    if (args.first)
-      store_hidden<kWidth>(tile, row_tile, d);
-    else
-      store_outputs<kWidth>(tile, row_tile, d);
+    wgmma_wait<0>();
+    release_tokens(read);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) wgmma_results(d[block]);
+    const int row_tile = first_row_tile + warp() / 4;
+    barrier_wait(shared.table_full + table.at, table.parity);
+    if (row_tile < projection.row_tiles) {
+      const int row = row_tile * kTileRows + warp() % 4 * kBlocks * 16;
+      if constexpr (!kFirst)
+        store_outputs<kWidth>(tile.expert, row, d);
+      else if (args.hidden16 != nullptr)
+        store_hidden16<kWidth>(tile.expert, row, d);
+      else
+        store_hidden<kWidth>(tile.expert, row, d);
+    }
+    release(shared.table_empty + table.at);
+    table.next(kTableStages);
   }
 
-  // Calls body(slot, factor of its inputs, index of the sum of row g) for this lane's tokens.
-  template <int kWidth, class Body>
-  __device__ void for_each_token(const PassTile& tile, Body body) const {
-    const float* scales = args.inputs.row_scales;
+  // A lane has rows g and g + 8 of both blocks of 16 rows from `row` on, and two tokens of each
+  // eight: h of row g's hidden column.
+  struct Hidden {
+    float gate_scale, up_scale, limit;
+    __device__ float operator()(float gate, float up, float unit, float weight) const {
+      // All scales are in before the clamp, each global scale in its own half.
+      return swiglu_value<quick_sigmoid>(gate * (gate_scale * unit), up * (up_scale * unit),
+                                         limit) *
+             weight;
+    }
+  };
+  __device__ Hidden hidden_of(int expert) const {
+    return {args.w.gate_scales[expert], args.w.up_scales[expert], args.routed.limit};
+  }
+  template <class T>
+  static __device__ T pair_of(const float (&values)[kWidestPass], int n) {
+    return *reinterpret_cast<const T*>(values + n * 8 + lane_id() % 4 * 2);
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void store_hidden16(int expert, int row,
+                                                 const float (&d)[kBlocks][kWidth / 2]) const {
+    const Hidden hidden = hidden_of(expert);
+    const TokenTable& tokens_of = shared.table(table.at);
+    const int padded = padded_to(args.w.inner, kChunkCols);
+    // After the exchange a lane has one token of the eight and four columns of one block.
+    const int lane = lane_id();
+    std::uint16_t* to = args.hidden16 + row / 2 + lane % 2 * 8 + lane % 4 / 2 * 4;
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n) {
+      const auto units = pair_of<float2>(tokens_of.units, n);
+      const auto weights = pair_of<float2>(tokens_of.weights, n);
+      const int slot = tokens_of.slots[n * 8 + lane / 4];
+      float2 h[kBlocks];
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block)
+        h[block] = {hidden(d[block][4 * n], d[block][4 * n + 2], units.x, weights.x),
+                    hidden(d[block][4 * n + 1], d[block][4 * n + 3], units.y, weights.y)};
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        std::uint32_t columns[kBlocks];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          const std::uint32_t pair = bf16_pair(h[block].x, h[block].y);
+          columns[block] = transposed(pair);
+          h[block] = {h[block].x - low_float(pair), h[block].y - high_float(pair)};
+        }
+        const bool odd = lane % 2 != 0;
+        const std::uint32_t other = __shfl_xor_sync(kAllLanes, odd ? columns[0] : columns[1], 1);
+        const uint2 four = odd ? uint2{other, columns[1]} : uint2{columns[0], other};
+        if (slot >= 0)
+          *reinterpret_cast<uint2*>(to + (std::int64_t{slot} * kParts + part) * padded) = four;
+      }
+    }
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void store_hidden(int expert, int row,
+                                               const float (&d)[kBlocks][kWidth / 2]) const {
+    const Hidden hidden = hidden_of(expert);
+    const TokenTable& tokens_of = shared.table(table.at);
+    const int col = row / 2 + lane_id() / 4;
 #pragma unroll
     for (int n = 0; n < kWidth / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = n * 8 + lane_id() % 4 * 2 + i;
-        if (token >= tile.count) continue;
-        const int slot = args.sorted[tile.first + token];
-        body(slot,
-             kPackedUnit * (scales != nullptr ? scales[slot / args.inputs.slots_per_row] : 1.0f),
-             n * 4 + i);
+        const int slot = tokens_of.slots[token];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block)
+          if (slot >= 0 && col + block * 8 < args.w.inner)
+            args.hidden[std::int64_t{slot} * args.w.inner + col + block * 8] =
+                hidden(d[block][4 * n + i], d[block][4 * n + i + 2], tokens_of.units[token],
+                       tokens_of.weights[token]);
       }
   }
 
   template <int kWidth>
-  __device__ void store_hidden(const PassTile& tile, int row_tile,
-                               const float (&d)[kWidth / 2]) const {
-    const float gate_scale = args.w.gate_scales[tile.expert];
-    const float up_scale = args.w.up_scales[tile.expert];
-    const int col = row_tile * (kTileRows / 2) + warp() % 8 * 8 + lane_id() / 4;
-    const int padded = padded_to(args.w.inner, kChunkCols);
-    for_each_token<kWidth>(tile, [&](int slot, float unit, int at) {
-      // All scales are in before the clamp, each global scale in its own half.
-      float h = swiglu_value(d[at] * (gate_scale * unit), d[at + 2] * (up_scale * unit),
-                             args.routed.limit);
-      if (args.routed.weight_first) h *= args.routed.weights[slot];
-      if (args.hidden16 != nullptr)
-        store_parts(args.hidden16 + std::int64_t{slot} * kParts * padded + col, kParts, padded, h);
-      else if (col < args.w.inner)
-        args.hidden[std::int64_t{slot} * args.w.inner + col] = h;
-    });
+  __device__ __forceinline__ void store_outputs(int expert, int row,
+                                                const float (&d)[kBlocks][kWidth / 2]) const {
+    const float down_scale = args.w.down_scales[expert];
+    const TokenTable& tokens_of = shared.table(table.at);
+    float* outputs = args.outputs + row + lane_id() / 4;
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int token = n * 8 + lane_id() % 4 * 2 + i;
+        const int slot = tokens_of.slots[token];
+        const float scale = down_scale * tokens_of.units[token];
+        float* to = outputs + std::int64_t{slot} * args.w.hidden;
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block)
+          if (slot >= 0 && row + block * 16 < args.w.hidden) {
+            to[block * 16] = d[block][4 * n + i] * scale;
+            to[block * 16 + 8] = d[block][4 * n + i + 2] * scale;
+          }
+      }
   }
 
-  template <int kWidth>
-  __device__ void store_outputs(const PassTile& tile, int row_tile,
-                                const float (&d)[kWidth / 2]) const {
-    const float down_scale = args.w.down_scales[tile.expert];
-    const int row = row_tile * kTileRows + warp() % 8 * 16 + lane_id() / 4;
-    for_each_token<kWidth>(tile, [&](int slot, float unit, int at) {
-      float* to = args.outputs + std::int64_t{slot} * args.w.hidden + row;
-      if (row < args.w.hidden) to[0] = d[at] * (down_scale * unit);
-      if (row + 8 < args.w.hidden) to[8] = d[at + 2] * (down_scale * unit);
-    });
-  }
-
-  __device__ void multiply(const PassTile& tile, int row_tile) {
+  __device__ __forceinline__ void multiply(const PassTile& tile, int row_tile) {
     switch (width_of(tile.count)) {
-      case 32:
-        return multiply_tile<32>(tile, row_tile);
-      case 48:
-        return multiply_tile<48>(tile, row_tile);
-      case 64:
-        return multiply_tile<64>(tile, row_tile);
-      case 96:
-        return multiply_tile<96>(tile, row_tile);
-      default:
-        return multiply_tile<128>(tile, row_tile);
+#define QT_MULTIPLY(width) \
+  case width:              \
+    return multiply_tile<width>(tile, row_tile);
+      QT_FOR_EACH_WIDTH(QT_MULTIPLY)
+#undef QT_MULTIPLY
     }
   }
 };
 
-template <int kParts>
+template <int kParts, bool kFirst>
 __global__ void __launch_bounds__(kThreads, 1)
     experts_prefill_kernel(const __grid_constant__ PrefillArgs args) {
   extern __shared__ std::uint8_t unaligned[];
@@ -343,19 +446,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(shared.tokens_full + s, kGatherThreads);
       barrier_init(shared.tokens_empty + s, kMultiplyingWarps);
     }
+    for (int s = 0; s < kTableStages; ++s) {
+      barrier_init(shared.table_full + s, kGatherThreads);
+      barrier_init(shared.table_empty + s, kMultiplyingWarps);
+    }
     barrier_init_fence();
   }
   __syncthreads();  // barriers are ready
   const Projection projection = projection_of(args);
   if (threadIdx.x >= kMultiplyingGroups * kWarpgroup) {
-    lower_registers<32>();
+    lower_registers<40>();
     if (threadIdx.x < kMultiplyingGroups * kWarpgroup + kGatherThreads)
       fetch_tokens(args, projection, shared);
     else
       fetch_weights(args, projection, shared);
   } else {
-    raise_registers<112>();
-    Multiplier<kParts> multiplier{args, projection, shared, {}, {}};
+    raise_registers<232>();
+    Multiplier<kParts, kFirst> multiplier{args, projection, shared, {}, {}, {}};
     for_each_tile(args, projection,
                   [&](const PassTile& tile, int row_tile) { multiplier.multiply(tile, row_tile); });
   }
@@ -364,8 +471,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 void experts_prefill(const PrefillArgs& args, cudaStream_t stream) {
-  const auto kernel =
-      args.routed.parts == 2 ? experts_prefill_kernel<2> : experts_prefill_kernel<1>;
+  const auto kernel_for = [&](auto parts) {
+    return args.first ? experts_prefill_kernel<parts(), true>
+                      : experts_prefill_kernel<parts(), false>;
+  };
+  const auto kernel = args.routed.parts == 2 ? kernel_for(std::integral_constant<int, 2>())
+                                             : kernel_for(std::integral_constant<int, 1>());
   QT_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   kernel<<<static_cast<unsigned>(args.blocks), kThreads, kSharedBytes, stream>>>(args);

@@ -2,7 +2,6 @@
 // What the prefill kernel needs beside itself: inputs as BF16, and the list of its tiles.
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/bf16_parts.cuh"
-#include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/launch/experts.h"
 
 namespace quatrain::cuda {
@@ -23,22 +22,39 @@ __global__ void __launch_bounds__(kThreads)
   store_parts(to + row * parts * padded + col, parts, padded, value);
 }
 
-// One warp: a lane per expert cuts its slots into equal tiles.
-__global__ void __launch_bounds__(kWarp)
+// Passes over an expert's weights, and the eights of tokens in the widest of them.
+struct Passes {
+  int count;
+  int width;
+};
+
+// One block: a thread per expert cuts its slots into passes that are as equal as eights allow, and
+// finds their place in the list by looking at all other experts.
+__global__ void __launch_bounds__(kThreads)
     list_kernel(const int* offsets, int experts, PassTile* tiles, int* count) {
-  int before = 0;
-  for (int begin = 0; begin < experts; begin += kWarp) {
-    const int e = begin + lane_id();
-    const int first = e < experts ? offsets[e] : 0;
-    const int slots = e < experts ? offsets[e + 1] - first : 0;
-    const int passes = (slots + kWidestPass - 1) / kWidestPass;
-    const int up_to = before + warp_scan(passes);
-    const int share = passes > 0 ? padded_to((slots + passes - 1) / passes, 8) : 0;
-    for (int i = 0; i < passes; ++i)
-      tiles[up_to - passes + i] = {e, first + i * share, min(share, slots - i * share)};
-    before = __shfl_sync(kAllLanes, up_to, kWarp - 1);
+  extern __shared__ Passes passes[];
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int e = thread; e < experts; e += kThreads) {
+    const int slots = offsets[e + 1] - offsets[e];
+    const int n = (slots + kWidestPass - 1) / kWidestPass;
+    passes[e] = {n, n > 0 ? ((slots + 7) / 8 + n - 1) / n : 0};
   }
-  if (threadIdx.x == 0) *count = before;
+  __syncthreads();  // all passes are known
+  for (int e = thread; e < experts; e += kThreads) {
+    const Passes mine = passes[e];
+    int at = 0, all = 0;
+    for (int other = 0; other < experts; ++other) {
+      const Passes p = passes[other];
+      all += p.count;
+      if (p.width > mine.width || (p.width == mine.width && other < e)) at += p.count;
+    }
+    if (e == 0) *count = all;
+    const int first = offsets[e], slots = offsets[e + 1] - first, eights = (slots + 7) / 8;
+    for (int i = 0; i < mine.count; ++i) {
+      const int begin = eights * i / mine.count * 8;
+      tiles[at + i] = {e, first + begin, min(eights * (i + 1) / mine.count * 8, slots) - begin};
+    }
+  }
 }
 
 }  // namespace
@@ -53,7 +69,8 @@ void convert_rows(const float* x, int rows, int cols, int parts, std::uint16_t* 
 
 void list_pass_tiles(const int* offsets, int experts, PassTile* tiles, int* count,
                      cudaStream_t stream) {
-  list_kernel<<<1, kWarp, 0, stream>>>(offsets, experts, tiles, count);
+  list_kernel<<<1, kThreads, static_cast<std::size_t>(experts) * sizeof(Passes), stream>>>(
+      offsets, experts, tiles, count);
   QT_CUDA(cudaGetLastError());
 }
 
