@@ -374,7 +374,11 @@ TEST_F(CudaExpertsTest, MatchFp64ForAnyCounts) {
                                                                       {9, 1, 0, 15, 16, 17},
                                                                       {31, 0, 32, 33, 0, 1},
                                                                       {0, 200, 0, 0, 0, 50},
-                                                                      {255, 1, 256, 0, 130, 15}}) {
+                                                                      {255, 1, 256, 0, 130, 15},
+                                                                      {127, 128, 129, 0, 1, 7},
+                                                                      {88, 65, 73, 81, 57, 49},
+                                                                      {33, 17, 96, 105, 113, 121},
+                                                                      {0, 0, 0, 300, 0, 0}}) {
     Routing routing = routing_with(counts, ++seed);
     std::vector<float> x = Random(++seed).normals(routing.tokens() * random.hidden());
     // Every fifth row is padding, poisoned with NaN.

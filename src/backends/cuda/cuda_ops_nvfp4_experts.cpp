@@ -235,8 +235,11 @@ void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
     cuda::convert_rows(launch.hidden, slots, launch.w.inner, routed.parts, launch.inputs.values,
                        stream_);
   }
+  // Inputs of one part that are as they are: outputs are rounded like them.
+  if (!rounds && routed.parts == 1) launch.outputs16 = as<std::uint16_t>(experts_.outputs);
   cuda::experts_prefill(launch, stream_);
   cuda::combine_experts({.outputs = launch.outputs,
+                         .outputs16 = launch.outputs16,
                          .weights = routed.weight_first ? nullptr : routed.weights,
                          .batch_slots = routed.batch_slots,
                          .tokens = routed.tokens,

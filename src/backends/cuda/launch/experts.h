@@ -91,11 +91,12 @@ struct DecodeArgs {
 /// A few tokens: bound by the bytes of the weights. A row's bits depend on nothing but the row.
 void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStream_t stream);
 
-/// Up to 128 slots of one expert: sorted[first, first + count), in one pass over its weights.
+/// Up to kWidestPass slots of one expert: sorted[first, first + count), in one pass over its weights.
 struct PassTile {
   int expert = 0;
   int first = 0;
   int count = 0;
+  int width = 0;  // of the products: a multiple of 8 that holds the count
 };
 inline constexpr int kWidestPass = 128;
 
@@ -104,7 +105,8 @@ inline int most_pass_tiles(int slots, int experts) {
   return (slots < experts ? slots : experts) + slots / kWidestPass;
 }
 
-/// tiles[0, *count): the slots of every expert cut evenly into tiles. `offsets` as SortArgs.
+/// tiles[0, *count): the slots of every expert cut evenly into tiles of one width, the widest tiles
+/// first. `offsets` as SortArgs.
 void list_pass_tiles(const int* offsets, int experts, PassTile* tiles, int* count,
                      cudaStream_t stream);
 
@@ -121,10 +123,12 @@ struct PrefillArgs {
   const int* sorted = nullptr;  // as SortArgs
   const PassTile* tiles = nullptr;
   const int* tile_count = nullptr;
-  // Where results go: of the first projection to one of these, of the second to `outputs`.
+  // Where results go: of the first projection to one of the first two, of the second to one of the
+  // others, of which BF16 is for inputs of one part.
   std::uint16_t* hidden16 = nullptr;  // [T * k, parts, padded inner]
   float* hidden = nullptr;            // [T * k, inner]
-  float* outputs = nullptr;           // [T * k, hidden]
+  std::uint16_t* outputs16 = nullptr;  // [T * k, hidden]
+  float* outputs = nullptr;            // [T * k, hidden]
   int blocks = 0;                     // one per multiprocessor
 };
 

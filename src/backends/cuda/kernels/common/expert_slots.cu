@@ -2,6 +2,7 @@
 // Which tokens go to which expert, and the sum that brings them back. Deterministic: slots of an
 // expert are in order of token, and a token's experts are added in the order of its choice.
 #include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/bf16_parts.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/launch/matmul.h"
 
@@ -85,6 +86,12 @@ __global__ void map_kernel(SortArgs a, const float* scales, int* row_map, float*
   row_scales[slot] = real ? scales[a.ids[slot]] : 1.0f;
 }
 
+__device__ float4 four_outputs(const CombineArgs& a, std::int64_t at) {
+  if (a.outputs16 == nullptr) return __ldcs(reinterpret_cast<const float4*>(a.outputs + at));
+  const uint2 pairs = __ldcs(reinterpret_cast<const uint2*>(a.outputs16 + at));
+  return {low_float(pairs.x), high_float(pairs.x), low_float(pairs.y), high_float(pairs.y)};
+}
+
 // Four columns per thread.
 __global__ void __launch_bounds__(kThreads) combine_kernel(CombineArgs a) {
   const std::int64_t t = blockIdx.y;
@@ -99,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(CombineArgs a) {
   for (int i = 0; i < a.k; ++i) {
     const std::int64_t slot = t * a.k + i;
     const float weight = a.weights != nullptr ? a.weights[slot] : 1.0f;
-    add(sum, weight, __ldcs(reinterpret_cast<const float4*>(a.outputs + slot * a.hidden + d)));
+    add(sum, weight, four_outputs(a, slot * a.hidden + d));
   }
   *out = sum;
 }

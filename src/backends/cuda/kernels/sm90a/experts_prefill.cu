@@ -29,45 +29,40 @@ constexpr int kRowTiles = kMultiplyingGroups;  // packed row tiles that a block 
 constexpr int kBlocks = 2;                     // of 64 rows, which a warpgroup takes together
 constexpr int kGatherThreads = 96;
 constexpr int kGatherStep = kGatherThreads / 8;  // tokens of which they copy a piece at once
-constexpr int kGatherSteps = (128 + kGatherStep - 1) / kGatherStep;
+constexpr int kGatherSteps = 12;  // at most, and one for a multiple of four
 constexpr int kWarpRows = kWarp / 8;
 
 constexpr int kWeightStages = 3;
 constexpr int kTokenStages = 6;
 constexpr int kTableStages = 2;
 constexpr int kTokenStageBytes = kWidestPass * kSlabCols * 2;
-constexpr int kTokensAt = 0;  // 1024-byte aligned, for the swizzle
-constexpr int kWeightsAt = kTokensAt + kTokenStages * kTokenStageBytes;
-constexpr int kWeightStageBytes = kRowTiles * kTileBytes;
-constexpr int kTablesAt = kWeightsAt + kWeightStages * kWeightStageBytes;
-constexpr int kBarriersAt = kTablesAt + kTableStages * 4 * kWidestPass * 4;
-constexpr int kSharedBytes =
-    kBarriersAt + 2 * 8 * (kWeightStages + kTokenStages + kTableStages) + 1024;
 
 // What the sums of a tile's columns need when they are stored.
 struct TokenTable {
-  unsigned offsets[kWidestPass];  // of its row, in pieces of 16 bytes
+  // Of token first + step * kGatherStep, its row's offset in pieces of 16 bytes.
+  alignas(16) unsigned offsets[kGatherStep][kGatherSteps];
   int slots[kWidestPass];         // -1 past the count
   float units[kWidestPass];       // multiply a token's sums
   float weights[kWidestPass];     // multiply its hidden values
 };
 
-// A stage holds as many slabs of 64 columns as fit, up to a chunk's four.
-__device__ constexpr int slabs_per_stage(int width) {
-  return width <= 32 ? 4 : width <= 64 ? 2 : 1;
-}
+constexpr int kTokensAt = 0;  // 1024-byte aligned, for the swizzle
+constexpr int kWeightsAt = kTokensAt + kTokenStages * kTokenStageBytes;
+constexpr int kWeightStageBytes = kRowTiles * kTileBytes;
+constexpr int kTablesAt = kWeightsAt + kWeightStages * kWeightStageBytes;
+constexpr int kBarriersAt = kTablesAt + kTableStages * int{sizeof(TokenTable)};
+constexpr int kSharedBytes =
+    kBarriersAt + 2 * 8 * (kWeightStages + kTokenStages + kTableStages) + 1024;
 
-// The widths that a tile's products can have; more of them than these and the compiler runs out of
-// registers and waits for every product.
-#define QT_FOR_EACH_WIDTH(do_with) \
-  do_with(16) do_with(32) do_with(48) do_with(64) do_with(80) do_with(96) do_with(112) do_with(128)
+// Slabs of 64 columns that a stage holds.
+__device__ constexpr int slabs_per_stage(int width) { return width <= 64 ? 2 : 1; }
 
-__device__ int width_of(int count) {
-#define QT_CHOOSE(width) \
-  if (count <= width) return width;
-  QT_FOR_EACH_WIDTH(QT_CHOOSE)
-#undef QT_CHOOSE
-  return kWidestPass;
+// The widths that products have, each with code of its own, in the order of the list of tiles.
+template <int... kWidths>
+struct WidthList {};
+using Widths = WidthList<128, 120, 112, 104, 96, 88, 80, 72, 64, 56, 48, 40, 32, 16>;
+__device__ int width_of(const PassTile& tile) {
+  return tile.width <= 32 ? padded_to(tile.width, 16) : tile.width;
 }
 
 struct Projection {
@@ -110,25 +105,37 @@ __device__ Shared shared_at(std::uint8_t* base) {
           tables + kTableStages};
 }
 
-// Calls body(tile, first row tile) for this block's tiles.
-template <class Body>
-__device__ void for_each_tile(const PrefillArgs& args, const Projection& p, Body body) {
-  const int per_expert = (p.row_tiles + kRowTiles - 1) / kRowTiles;
-  const int all = *args.tile_count * per_expert;
-  for (int i = static_cast<int>(blockIdx.x); i < all; i += static_cast<int>(gridDim.x))
-    body(args.tiles[i / per_expert], i % per_expert * kRowTiles);
-}
+// This block's tiles: it strides over them, row tiles of one expert beside each other.
+class TileWalk {
+ public:
+  __device__ TileWalk(const PrefillArgs& args, const Projection& p)
+      : tiles_(args.tiles),
+        per_expert_((p.row_tiles + kRowTiles - 1) / kRowTiles),
+        count_(*args.tile_count * per_expert_),
+        at_(static_cast<int>(blockIdx.x)) {}
+  __device__ bool more() const { return at_ < count_; }
+  __device__ void next() { at_ += static_cast<int>(gridDim.x); }
+  __device__ PassTile tile() const { return tiles_[at_ / per_expert_]; }
+  __device__ int row_tile() const { return at_ % per_expert_ * kRowTiles; }
+
+ private:
+  const PassTile* tiles_;
+  int per_expert_;
+  int count_;
+  int at_;
+};
 
 // ---- feeding ----
 
 __device__ void fetch_weights(const PrefillArgs& args, const Projection& p, const Shared& shared) {
   if (lane_id() != 0) return;
   RingPosition at;
-  for_each_tile(args, p, [&](const PassTile& tile, int row_tile) {
+  for (TileWalk walk(args, p); walk.more(); walk.next()) {
+    const int expert = walk.tile().expert, row_tile = walk.row_tile();
     // A tile past the last one repeats it; nobody stores its results.
     const std::uint8_t* from[kRowTiles];
     for (int r = 0; r < kRowTiles; ++r)
-      from[r] = p.weights + tile.expert * p.expert_bytes +
+      from[r] = p.weights + expert * p.expert_bytes +
                 std::int64_t{min(row_tile + r, p.row_tiles - 1)} * p.chunks * kTileBytes;
     for (int c = 0; c < p.chunks; ++c, at.next(kWeightStages)) {
       barrier_wait(shared.weights_empty + at.at, at.parity ^ 1u);
@@ -137,7 +144,7 @@ __device__ void fetch_weights(const PrefillArgs& args, const Projection& p, cons
         bulk_copy(shared.base + kWeightsAt + at.at * kWeightStageBytes + r * kTileBytes,
                   from[r] + c * kTileBytes, kTileBytes, shared.weights_full + at.at);
     }
-  });
+  }
 }
 
 // A warp of the gather fills in the tokens that it copies itself: every 12th and the three after.
@@ -145,65 +152,68 @@ __device__ void fill_table(const PrefillArgs& args, const PassTile& tile, int ro
                            TokenTable& table) {
   const int own = warp_id() % 4 * kWarpRows;
   for (int i = lane_id(); i < kWarpRows * kGatherSteps; i += kWarp) {
-    const int n = i / kWarpRows * kGatherStep + own + i % kWarpRows;
-    if (n >= kWidestPass) break;
-    const bool real = n < tile.count;
+    const int first = own + i % kWarpRows, step = i / kWarpRows;
+    const int n = first + step * kGatherStep;
     // Columns past the count repeat the last token; nobody looks at their sums.
     const int slot = args.sorted[tile.first + min(n, tile.count - 1)];
     const int row = slot / args.inputs.slots_per_row;
     const float* scales = args.inputs.row_scales;
-    table.offsets[n] = static_cast<unsigned>(row) * static_cast<unsigned>(row_pieces);
-    table.slots[n] = real ? slot : -1;
+    table.offsets[first][step] = static_cast<unsigned>(row) * static_cast<unsigned>(row_pieces);
+    if (n >= kWidestPass) continue;
+    table.slots[n] = n < tile.count ? slot : -1;
     table.units[n] = kPackedUnit * (scales != nullptr ? scales[row] : 1.0f);
     table.weights[n] = args.routed.weight_first ? args.routed.weights[slot] : 1.0f;
   }
   __syncwarp();
 }
 
-// Piece `piece` of 64 columns of every 12th token from `first` on; a few tokens' offsets at a time.
-__device__ void gather_slab(const uint4* from, const TokenTable& table, int width, int first,
-                            int piece, std::uint32_t to) {
+// One piece of 64 columns of `count` tokens, `to` being the first one's place. Every 12th token is
+// a thread's, which moves its piece by 64 bytes in the swizzle at every step.
+__device__ void gather_slab(const uint4* from, const unsigned (&offsets)[kGatherSteps], int count,
+                            std::uint32_t to) {
   constexpr int kBatch = 4;
-#pragma unroll 1
-  for (int begin = first; begin < width; begin += kBatch * kGatherStep) {
-    unsigned offsets[kBatch];
+#pragma unroll
+  for (int begin = 0; begin < kGatherSteps; begin += kBatch) {
+    if (begin >= count) break;
+    const uint4 four = *reinterpret_cast<const uint4*>(offsets + begin);
+    const unsigned of[kBatch] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
-      offsets[i] = table.offsets[min(begin + i * kGatherStep, kWidestPass - 1)];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int n = begin + i * kGatherStep;
-      if (n < width) copy16(to + n * 128 + ((piece ^ (n & 7)) << 4), from + offsets[i]);
-    }
+      if (begin + i < count)
+        copy16((to ^ (i % 2 * 64)) + (begin + i) * kGatherStep * 128, from + of[i]);
   }
 }
 
 __device__ void fetch_tokens(const PrefillArgs& args, const Projection& p, const Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-  const int piece = thread % 8;
+  const int piece = thread % 8, first = thread / 8;
+  const int place = first * 128 + ((piece ^ first % 8) << 4);
   const int parts = args.routed.parts;
   const int padded = p.chunks * kChunkCols;
   RingPosition at, table_at;
-  for_each_tile(args, p, [&](const PassTile& tile, int) {
+  for (TileWalk walk(args, p); walk.more(); walk.next()) {
+    const PassTile tile = walk.tile();
     barrier_wait(shared.table_empty + table_at.at, table_at.parity ^ 1u);
     TokenTable& table = shared.table(table_at.at);
     fill_table(args, tile, parts * padded / 8, table);
     barrier_arrive(shared.table_full + table_at.at);
     table_at.next(kTableStages);
-    const int width = width_of(tile.count);
+    const int width = width_of(tile);
     const int slabs = slabs_per_stage(width);
+    const int count = (width - first + kGatherStep - 1) / kGatherStep;
     for (int slab = 0; slab < 4 * p.chunks; slab += slabs)
       for (int part = 0; part < parts; ++part, at.next(kTokenStages)) {
         barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
-        std::uint32_t to = shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes);
+        std::uint32_t to =
+            shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place;
         const auto* from =
             reinterpret_cast<const uint4*>(args.inputs.values + part * padded + slab * kSlabCols) +
             piece;
         for (int s = 0; s < slabs; ++s, to += width * 128, from += kSlabCols / 8)
-          gather_slab(from, table, width, thread / 8, piece, to);
+          gather_slab(from, table.offsets[first], count, to);
         arrive_when_copied(shared.tokens_full + at.at);
       }
-  });
+  }
   wait_for_copies();  // none may outlive the block
 }
 
@@ -214,6 +224,18 @@ __device__ inline std::uint32_t transposed(std::uint32_t pair) {
   std::uint32_t result;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
   return result;
+}
+
+// Lane i of every four gets words[i] of all of them, in order.
+__device__ inline uint4 quad_transposed(const std::uint32_t (&words)[4]) {
+  const bool odd = lane_id() % 2 != 0, high = lane_id() % 4 >= 2;
+  const std::uint32_t a = __shfl_xor_sync(kAllLanes, odd ? words[0] : words[1], 1);
+  const std::uint32_t b = __shfl_xor_sync(kAllLanes, odd ? words[2] : words[3], 1);
+  const uint2 low_pair = odd ? uint2{a, words[1]} : uint2{words[0], a};
+  const uint2 high_pair = odd ? uint2{b, words[3]} : uint2{words[2], b};
+  const std::uint32_t x = __shfl_xor_sync(kAllLanes, high ? low_pair.x : high_pair.x, 2);
+  const std::uint32_t y = __shfl_xor_sync(kAllLanes, high ? low_pair.y : high_pair.y, 2);
+  return high ? uint4{x, y, high_pair.x, high_pair.y} : uint4{low_pair.x, low_pair.y, x, y};
 }
 
 template <int kParts, bool kFirst>
@@ -260,8 +282,7 @@ struct Multiplier {
       release(shared.tokens_empty + at.at);
   }
 
-  // Atoms alternate between two sets of registers: one is decoded while products read the
-  // other.
+  // Every atom of a slab has registers of its own: one is decoded while products read the others.
   template <int kWidth>
   __device__ __forceinline__ void multiply_tile(const PassTile& tile, int first_row_tile) {
     constexpr int kSlabs = slabs_per_stage(kWidth);
@@ -281,20 +302,20 @@ struct Multiplier {
           const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
           slab[block] = load_slab(packed + rows / 4 * kChunkBytes, rows % 4 * 4 + i, lane_id());
         }
-        std::uint32_t a[2][kBlocks][4];
+        std::uint32_t a[4][kBlocks][4];
 #pragma unroll
         for (int atom = 0; atom < 4; ++atom) {
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block)
-            decode_slab_atom(slab[block], atom, a[atom % 2][block]);
+            decode_slab_atom(slab[block], atom, a[atom][block]);
           if (i == 3 && atom == 3) {
             __syncwarp();
             release(shared.weights_empty + weights.at);
           }
           if (i % kSlabs == 0 && atom == 0) await_tokens();
-          start_atom<kWidth>(d, a[atom % 2], i % kSlabs, atom);
-          wgmma_wait<1>();  // the atom before is done
-          if (i % kSlabs == 0 && atom == 0 && (i > 0 || chunk > 0)) release_tokens(read);
+          start_atom<kWidth>(d, a[atom], i % kSlabs, atom);
+          wgmma_wait<2>();
+          if (i % kSlabs == 0 && atom == 1 && (i > 0 || chunk > 0)) release_tokens(read);
         }
         if (i % kSlabs == kSlabs - 1) {
 #pragma unroll
@@ -310,7 +331,12 @@ struct Multiplier {
     barrier_wait(shared.table_full + table.at, table.parity);
     if (row_tile < projection.row_tiles) {
       const int row = row_tile * kTileRows + warp() % 4 * kBlocks * 16;
-      if constexpr (!kFirst)
+      if constexpr (!kFirst && kParts == 1) {
+        if (args.outputs16 != nullptr)
+          store_outputs16<kWidth>(tile.expert, row, d);
+        else
+          store_outputs<kWidth>(tile.expert, row, d);
+      } else if constexpr (!kFirst)
         store_outputs<kWidth>(tile.expert, row, d);
       else if (args.hidden16 != nullptr)
         store_hidden16<kWidth>(tile.expert, row, d);
@@ -398,6 +424,30 @@ struct Multiplier {
       }
   }
 
+  // After the exchange a lane has eight rows of one token of the eight.
+  template <int kWidth>
+  __device__ __forceinline__ void store_outputs16(int expert, int row,
+                                                  const float (&d)[kBlocks][kWidth / 2]) const {
+    const float down_scale = args.w.down_scales[expert];
+    const TokenTable& tokens_of = shared.table(table.at);
+    const int lane = lane_id();
+    const int own = row + lane % 4 * 8;
+    std::uint16_t* outputs = args.outputs16 + own;
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n) {
+      const auto units = pair_of<float2>(tokens_of.units, n);
+      const int slot = tokens_of.slots[n * 8 + lane / 4];
+      std::uint32_t rows[2 * kBlocks];
+#pragma unroll
+      for (int i = 0; i < 2 * kBlocks; ++i)
+        rows[i] = transposed(bf16_pair(d[i / 2][4 * n + i % 2 * 2] * (down_scale * units.x),
+                                       d[i / 2][4 * n + i % 2 * 2 + 1] * (down_scale * units.y)));
+      const uint4 eight = quad_transposed(rows);
+      if (slot >= 0 && own < args.w.hidden)
+        *reinterpret_cast<uint4*>(outputs + std::int64_t{slot} * args.w.hidden) = eight;
+    }
+  }
+
   template <int kWidth>
   __device__ __forceinline__ void store_outputs(int expert, int row,
                                                 const float (&d)[kBlocks][kWidth / 2]) const {
@@ -421,14 +471,20 @@ struct Multiplier {
       }
   }
 
-  __device__ __forceinline__ void multiply(const PassTile& tile, int row_tile) {
-    switch (width_of(tile.count)) {
-#define QT_MULTIPLY(width) \
-  case width:              \
-    return multiply_tile<width>(tile, row_tile);
-      QT_FOR_EACH_WIDTH(QT_MULTIPLY)
-#undef QT_MULTIPLY
+  template <int kWidth>
+  __device__ __forceinline__ void multiply_width(TileWalk& walk) {
+    for (; walk.more(); walk.next()) {
+      const PassTile tile = walk.tile();
+      if (width_of(tile) != kWidth) return;
+      multiply_tile<kWidth>(tile, walk.row_tile());
     }
+  }
+  // One loop per width rather than a choice in one loop: what is computed ahead of one of them does
+  // not take registers from the others.
+  template <int... kWidths>
+  __device__ __forceinline__ void multiply_all(WidthList<kWidths...>) {
+    TileWalk walk(args, projection);
+    (multiply_width<kWidths>(walk), ...);
   }
 };
 
@@ -455,16 +511,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();  // barriers are ready
   const Projection projection = projection_of(args);
   if (threadIdx.x >= kMultiplyingGroups * kWarpgroup) {
-    lower_registers<40>();
+    lower_registers<56>();
     if (threadIdx.x < kMultiplyingGroups * kWarpgroup + kGatherThreads)
       fetch_tokens(args, projection, shared);
     else
       fetch_weights(args, projection, shared);
   } else {
-    raise_registers<232>();
+    raise_registers<224>();
     Multiplier<kParts, kFirst> multiplier{args, projection, shared, {}, {}, {}};
-    for_each_tile(args, projection,
-                  [&](const PassTile& tile, int row_tile) { multiplier.multiply(tile, row_tile); });
+    multiplier.multiply_all(Widths());
   }
 }
 

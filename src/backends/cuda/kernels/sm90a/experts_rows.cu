@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(kThreads)
     const int first = offsets[e], slots = offsets[e + 1] - first, eights = (slots + 7) / 8;
     for (int i = 0; i < mine.count; ++i) {
       const int begin = eights * i / mine.count * 8;
-      tiles[at + i] = {e, first + begin, min(eights * (i + 1) / mine.count * 8, slots) - begin};
+      const int end = min(eights * (i + 1) / mine.count * 8, slots);
+      tiles[at + i] = {e, first + begin, end - begin, mine.width * 8};
     }
   }
 }
