@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From packed words to the left operand of a tensor core instruction, exactly.
 //
-// Spelled for the instruction count: 11 integer operations and 4 products per 8 weights, and two
-// operations per scale.
+// Spelled for the instruction count: 11 integer operations and 4 products per 8 weights, and one
+// operation per scale.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +18,20 @@ __device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b
   return product;
 }
 
-/// s · 2^119 as BF16 in both halves, from byte `i` of a word of packed scales.
+/// s · 2^119 as BF16 in both halves, from byte `i` of a word of packed scales. Two bytes are decoded
+/// at once, and products take the half they need: an operation per scale, when both are used.
 __device__ inline std::uint32_t scale_bf16x2(std::uint32_t word, int i) {
-  const std::uint32_t selector = 0x4040u + 0x0101u * static_cast<std::uint32_t>(i);
-  return __byte_perm(word, 0, selector) * 16u + 0x73807380u;
+  const std::uint32_t two = __byte_perm(word, 0, i < 2 ? 0x4140u : 0x4342u) * 16u + 0x73807380u;
+  std::uint32_t both;
+  if (i % 2 == 0)
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {low, low};}"
+        : "=r"(both)
+        : "r"(two));
+  else
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {high, high};}"
+        : "=r"(both)
+        : "r"(two));
+  return both;
 }
 
 /// The fragment of one atom: {row g, row g + 8} x {columns 2t.., columns 2t + 8..}, each two BF16
