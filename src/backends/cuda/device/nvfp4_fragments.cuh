@@ -18,8 +18,9 @@ __device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b
   return product;
 }
 
-/// s · 2^119 as BF16 in both halves, from byte `i` of a word of packed scales. Two bytes are decoded
-/// at once, and products take the half they need: an operation per scale, when both are used.
+/// s · 2^119 as BF16 in both halves, from byte `i` of a word of packed scales. Two bytes are
+/// decoded at once, and products take the half they need: an operation per scale, when both are
+/// used.
 __device__ inline std::uint32_t scale_bf16x2(std::uint32_t word, int i) {
   const std::uint32_t two = __byte_perm(word, 0, i < 2 ? 0x4140u : 0x4342u) * 16u + 0x73807380u;
   std::uint32_t both;

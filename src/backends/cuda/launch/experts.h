@@ -91,7 +91,8 @@ struct DecodeArgs {
 /// A few tokens: bound by the bytes of the weights. A row's bits depend on nothing but the row.
 void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStream_t stream);
 
-/// Up to kWidestPass slots of one expert: sorted[first, first + count), in one pass over its weights.
+/// Up to kWidestPass slots of one expert: sorted[first, first + count), in one pass over its
+/// weights.
 struct PassTile {
   int expert = 0;
   int first = 0;
@@ -125,11 +126,11 @@ struct PrefillArgs {
   const int* tile_count = nullptr;
   // Where results go: of the first projection to one of the first two, of the second to one of the
   // others, of which BF16 is for inputs of one part.
-  std::uint16_t* hidden16 = nullptr;  // [T * k, parts, padded inner]
-  float* hidden = nullptr;            // [T * k, inner]
+  std::uint16_t* hidden16 = nullptr;   // [T * k, parts, padded inner]
+  float* hidden = nullptr;             // [T * k, inner]
   std::uint16_t* outputs16 = nullptr;  // [T * k, hidden]
   float* outputs = nullptr;            // [T * k, hidden]
-  int blocks = 0;                     // one per multiprocessor
+  int blocks = 0;                      // one per multiprocessor
 };
 
 void experts_prefill(const PrefillArgs& args, cudaStream_t stream);

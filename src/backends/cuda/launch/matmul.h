@@ -87,7 +87,7 @@ void map_slots(const SortArgs& args, const float* scales, int* row_map, float* r
 struct CombineArgs {
   const float* outputs = nullptr;            // [T * k, D], or else
   const std::uint16_t* outputs16 = nullptr;  // the same in BF16
-  const float* weights = nullptr;  // [T, k], or null for 1
+  const float* weights = nullptr;            // [T, k], or null for 1
   const int* batch_slots = nullptr;
   int tokens = 0;
   int k = 0;

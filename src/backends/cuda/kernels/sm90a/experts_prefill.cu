@@ -29,7 +29,7 @@ constexpr int kRowTiles = kMultiplyingGroups;  // packed row tiles that a block 
 constexpr int kBlocks = 2;                     // of 64 rows, which a warpgroup takes together
 constexpr int kGatherThreads = 96;
 constexpr int kGatherStep = kGatherThreads / 8;  // tokens of which they copy a piece at once
-constexpr int kGatherSteps = 12;  // at most, and one for a multiple of four
+constexpr int kGatherSteps = 12;                 // at most, and one for a multiple of four
 constexpr int kWarpRows = kWarp / 8;
 
 constexpr int kWeightStages = 3;
@@ -41,9 +41,9 @@ constexpr int kTokenStageBytes = kWidestPass * kSlabCols * 2;
 struct TokenTable {
   // Of token first + step * kGatherStep, its row's offset in pieces of 16 bytes.
   alignas(16) unsigned offsets[kGatherStep][kGatherSteps];
-  int slots[kWidestPass];         // -1 past the count
-  float units[kWidestPass];       // multiply a token's sums
-  float weights[kWidestPass];     // multiply its hidden values
+  int slots[kWidestPass];      // -1 past the count
+  float units[kWidestPass];    // multiply a token's sums
+  float weights[kWidestPass];  // multiply its hidden values
 };
 
 constexpr int kTokensAt = 0;  // 1024-byte aligned, for the swizzle
