@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The feeding half of the experts' prefill kernel: one warp with bulk copies of packed weights,
+// three with the tokens' rows, gathered as they are copied.
+#pragma once
+
+#include "backends/cuda/device/prefill_tiles.cuh"
+
+namespace quatrain::cuda::prefill {
+
+__device__ inline void fetch_weights(const PrefillArgs& args, const Projection& p,
+                                     const Shared& shared) {
+  if (lane_id() != 0) return;
+  RingPosition at;
+  for (TileWalk walk(args, p); walk.more(); walk.next()) {
+    const int expert = walk.tile().expert, row_tile = walk.row_tile();
+    // A tile past the last one repeats it; nobody stores its results.
+    const std::uint8_t* from[kRowTiles];
+    for (int r = 0; r < kRowTiles; ++r)
+      from[r] = p.weights + expert * p.expert_bytes +
+                std::int64_t{min(row_tile + r, p.row_tiles - 1)} * p.chunks * kTileBytes;
+    for (int c = 0; c < p.chunks; ++c, at.next(kWeightStages)) {
+      barrier_wait(shared.weights_empty + at.at, at.parity ^ 1u);
+      barrier_expect(shared.weights_full + at.at, kWeightStageBytes);
+      for (int r = 0; r < kRowTiles; ++r)
+        bulk_copy(shared.base + kWeightsAt + at.at * kWeightStageBytes + r * kTileBytes,
+                  from[r] + c * kTileBytes, kTileBytes, shared.weights_full + at.at);
+    }
+  }
+}
+
+// A warp of the gather fills in the tokens that it copies itself: every 12th and the three after.
+__device__ inline void fill_table(const PrefillArgs& args, const PassTile& tile, int row_pieces,
+                                  TokenTable& table) {
+  const int own = warp_id() % 4 * kWarpRows;
+  for (int i = lane_id(); i < kWarpRows * kGatherSteps; i += kWarp) {
+    const int first = own + i % kWarpRows, step = i / kWarpRows;
+    const int n = first + step * kGatherStep;
+    // Columns past the count repeat the last token; nobody looks at their sums.
+    const int slot = args.sorted[tile.first + min(n, tile.count - 1)];
+    const int row = slot / args.inputs.slots_per_row;
+    const float* scales = args.inputs.row_scales;
+    table.offsets[first][step] = static_cast<unsigned>(row) * static_cast<unsigned>(row_pieces);
+    if (n >= kWidestPass) continue;
+    table.slots[n] = n < tile.count ? slot : -1;
+    table.units[n] = kPackedUnit * (scales != nullptr ? scales[row] : 1.0f);
+    table.weights[n] = args.routed.weight_first ? args.routed.weights[slot] : 1.0f;
+  }
+  __syncwarp();
+}
+
+// One piece of 64 columns of `count` tokens, `to` being the first one's place. Every 12th token is
+// a thread's, which moves its piece by 64 bytes in the swizzle at every step.
+__device__ inline void gather_slab(const uint4* from, const unsigned (&offsets)[kGatherSteps],
+                                   int count, std::uint32_t to) {
+  constexpr int kBatch = 4;
+#pragma unroll
+  for (int begin = 0; begin < kGatherSteps; begin += kBatch) {
+    if (begin >= count) break;
+    const uint4 four = *reinterpret_cast<const uint4*>(offsets + begin);
+    const unsigned of[kBatch] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (begin + i < count)
+        copy16((to ^ (i % 2 * 64)) + (begin + i) * kGatherStep * 128, from + of[i]);
+  }
+}
+
+__device__ inline void fetch_tokens(const PrefillArgs& args, const Projection& p,
+                                    const Shared& shared) {
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+  const int piece = thread % 8, first = thread / 8;
+  const int place = first * 128 + ((piece ^ first % 8) << 4);
+  const int parts = args.routed.parts;
+  const int padded = p.chunks * kChunkCols;
+  RingPosition at, table_at;
+  for (TileWalk walk(args, p); walk.more(); walk.next()) {
+    const PassTile tile = walk.tile();
+    barrier_wait(shared.table_empty + table_at.at, table_at.parity ^ 1u);
+    TokenTable& table = shared.table(table_at.at);
+    fill_table(args, tile, parts * padded / 8, table);
+    barrier_arrive(shared.table_full + table_at.at);
+    table_at.next(kTableStages);
+    const int width = width_of(tile);
+    const int slabs = slabs_per_stage(width);
+    const int count = (width - first + kGatherStep - 1) / kGatherStep;
+    for (int slab = 0; slab < 4 * p.chunks; slab += slabs)
+      for (int part = 0; part < parts; ++part, at.next(kTokenStages)) {
+        barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
+        std::uint32_t to =
+            shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place;
+        const auto* from =
+            reinterpret_cast<const uint4*>(args.inputs.values + part * padded + slab * kSlabCols) +
+            piece;
+        for (int s = 0; s < slabs; ++s, to += width * 128, from += kSlabCols / 8)
+          gather_slab(from, table.offsets[first], count, to);
+        arrive_when_copied(shared.tokens_full + at.at);
+      }
+  }
+  wait_for_copies();  // none may outlive the block
+}
+
+}  // namespace quatrain::cuda::prefill
