@@ -8,7 +8,8 @@ namespace quatrain::cuda {
 
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-/// In a third of the instructions; off by about 2^-21.
+/// In a third of the instructions. By the bounds of its two functions it is off by no more than
+/// about 2^-19 of the value where |x| ≤ 10, and more below, where the value is next to nothing.
 __device__ inline float quick_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 /// silu(min(gate, limit)) · clamp(up, ±limit); limit 0 clamps nothing. Comparisons rather than
