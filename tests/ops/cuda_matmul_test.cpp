@@ -148,7 +148,7 @@ TEST_F(CudaMatmul, ExpertsMatchForEveryFormat) {
 TEST_F(CudaMatmul, ExpertsMatchWithNvfp4Inputs) {
   unsigned seed = 80;
   for (const ExpertActivations mode : {ExpertActivations::kNvfp4, ExpertActivations::kStatic})
-    for (const std::int64_t tokens : {1, 3, 40, 150})
+    for (const std::int64_t tokens : {1, 3, 40, 150, 300})
       for (const bool skewed : {false, true}) {
         const Work work = make_work(tokens, skewed, tokens > 2, ++seed);
         SCOPED_TRACE(
