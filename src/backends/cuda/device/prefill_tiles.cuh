@@ -45,7 +45,8 @@ inline constexpr int kBarriersAt = kTablesAt + kTableStages * int{sizeof(TokenTa
 inline constexpr int kSharedBytes =
     kBarriersAt + 2 * 8 * (kWeightStages + kTokenStages + kTableStages) + 1024;
 
-// Slabs of 64 columns that a stage holds.
+// Slabs of 64 columns that a stage holds. With four the compiler moves decoding across whole chunks
+// and then waits for every product (C7513).
 __device__ constexpr int slabs_per_stage(int width) { return width <= 64 ? 2 : 1; }
 
 // The widths that products have, each with code of its own, in the order of the list of tiles.
