@@ -22,11 +22,12 @@ MAY_INCLUDE = {
     "src/ops": {"src/core"},
     "src/checkpoint": {"src/core"},
     "src/tokenizer": {"src/core"},
+    "src/grammar": {"src/core"},
     "src/backends/cpu": {"src/core", "src/comm", "src/ops"},
     "src/backends/cuda": {"src/core", "src/comm", "src/ops"},
     "src/model": {"src/core", "src/ops", "src/checkpoint"},
     "src/runtime": {"src/core", "src/comm", "src/ops", "src/model", "include/quatrain"},
-    "src/server": {"src/core", "src/tokenizer", "src/runtime", "include/quatrain"},
+    "src/server": {"src/core", "src/tokenizer", "src/grammar", "src/runtime", "include/quatrain"},
     "bindings": {"src/core", "src/backends/cuda"},
 }
 MAY_INCLUDE_ANYTHING = ("src/apps", "tests", "bench", "fuzz")
