@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,19 @@ struct RequestSampling {
   std::int32_t logprobs = -1;         ///< alternatives per token; −1: none, 0: the token's own
 };
 
+/// Keeps a request's output within bounds of the caller's, such as a grammar. Called by the
+/// engine's thread between steps, so it should answer in well under a millisecond. It belongs to
+/// one request.
+class TokenConstraint {
+ public:
+  virtual ~TokenConstraint() = default;
+  /// Bit id % 32 of word id / 32: the token may come next. Words left out allow nothing. Stop
+  /// tokens are tokens like others. Valid until the next call.
+  virtual std::span<const std::uint32_t> allowed() = 0;
+  /// The token that came.
+  virtual void advance(std::int32_t token) = 0;
+};
+
 struct EngineRequest {
   std::vector<std::int32_t> prompt;  ///< the whole prefix, BOS included; not empty
   RequestSampling sampling;
@@ -40,6 +54,9 @@ struct EngineRequest {
   std::vector<std::int32_t> stop_tokens;  ///< end the request; not handed out
   std::int32_t prompt_logprobs = -1;      ///< as RequestSampling::logprobs, of the prompt's tokens
   int priority = 0;                       ///< lower runs earlier
+  /// May be null. Tokens that it does not allow have no probability, before any other rule applies;
+  /// min_tokens must then be 0.
+  std::shared_ptr<TokenConstraint> constraint;
 };
 
 struct TokenLogprob {

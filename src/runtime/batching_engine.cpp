@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "core/log.h"
+#include "runtime/constrained_sampler.h"
 #include "runtime/request_sampler.h"
 #include "runtime/scheduler.h"
 #include "runtime/snapshot_store.h"
@@ -26,12 +27,14 @@ struct Request : Sequence {
     priority = taken.priority;
     prompt_size = static_cast<std::int64_t>(taken.prompt.size());
     score_prompt = taken.prompt_logprobs >= 0 && prompt_size > 1;
+    if (taken.constraint) constrained.emplace(std::move(taken.constraint));
     tokens = std::move(taken.prompt);
   }
 
   std::int64_t outputs() const { return size() - prompt_size; }
 
   RequestSampler sampler;
+  std::optional<ConstrainedSampler> constrained;  // draws in place of the device
   Engine::OnEvent on_event;
   std::vector<std::int32_t> stop_tokens;
   std::int64_t max_tokens;
@@ -281,14 +284,18 @@ void BatchingEngine::step() {
     const auto known = std::span(s.blocks).subspan(static_cast<std::size_t>(s.blocks_announced));
     runner_.set_blocks(s.slot, s.blocks_announced, known);
     s.blocks_announced = static_cast<std::int64_t>(s.blocks.size());
-    const bool ends = s.computed + chunk.count == s.size();
+    const auto& request = static_cast<const Request&>(s);
+    const bool draws = s.computed + chunk.count == s.size() && request.max_tokens != 0;
+    const bool on_host = draws && request.constrained;
     chunks_.push_back(
         {.slot = s.slot,
          .position = s.computed,
          .tokens = std::span<const std::int32_t>(s.tokens).subspan(
              static_cast<std::size_t>(s.computed), static_cast<std::size_t>(chunk.count)),
-         .logits = chunk.all_logits ? LogitRows::kAll : LogitRows::kNone,
-         .sample = ends && static_cast<const Request&>(s).max_tokens != 0});
+         .logits = chunk.all_logits ? LogitRows::kAll
+                   : on_host        ? LogitRows::kLast
+                                    : LogitRows::kNone,
+         .sample = draws && !on_host});
   }
   Outcome outcome{.logits = runner_.step(chunks_), .samples = runner_.samples()};
   ++counts_.steps;
@@ -324,18 +331,22 @@ void BatchingEngine::deal(const StepPlan::Chunk& chunk, bool sampled, Outcome& o
   const bool ends = request.computed + chunk.count == request.size();
 
   // Rows are looked at before anybody may find the chunk's blocks.
-  bool sound = true;
-  if (chunk.all_logits) {
-    const auto floats = static_cast<std::size_t>(chunk.count * vocab_size());
-    sound = score_rows(request, outcome.logits.first(floats));
-    outcome.logits = outcome.logits.subspan(floats);
-  }
+  const bool on_host = ends && request.constrained && request.max_tokens != 0;
+  const std::int64_t rows = chunk.all_logits ? chunk.count : on_host ? 1 : 0;
+  const auto own = outcome.logits.first(static_cast<std::size_t>(rows * vocab_size()));
+  outcome.logits = outcome.logits.subspan(own.size());
+  bool sound = !chunk.all_logits || score_rows(request, own);
   RequestEvent event;
   if (sampled) {
     request.sampler.take(outcome.samples.front(), event);
-    sound = sound && event.token;
     outcome.samples = outcome.samples.subspan(1);
+  } else if (on_host && sound) {
+    const auto last = own.last(static_cast<std::size_t>(vocab_size()));
+    request.sampler.take(request.constrained->draw(last, request.tokens, request.prompt_size,
+                                                   request.sampler.params(), workspace_),
+                         event);
   }
+  sound = sound && (event.token || !(sampled || on_host));
   if (!sound) {
     scheduler_.spoil(request);
     return end(request, RequestEnd::kNonFinite);

@@ -28,6 +28,9 @@ RequestSampler::RequestSampler(const EngineRequest& request, std::int64_t vocab_
   if (s.min_tokens > 0 && std::ssize(distinct) >= vocab_size)
     fail("min_tokens: {} tokens without any of {} stop tokens is impossible", s.min_tokens,
          distinct.size());
+  // What it allows may be stop tokens alone.
+  if (s.min_tokens > 0 && request.constraint)
+    fail("min_tokens: expected 0 with a constraint, found {}", s.min_tokens);
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   params_ = {.temperature = s.temperature,
              .top_k = s.top_k,

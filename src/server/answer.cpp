@@ -23,6 +23,7 @@ void AnswerPiece::append(AnswerPiece&& other) {
 Answer::Answer(const Tokenizer& tokenizer, const GenerationRequest& request)
     : decoder_(tokenizer, !request.is_chat && request.skip_special),
       has_tools_(request.has_tools),
+      calls_left_(request.max_calls),
       wants_logprobs_(request.wants_logprobs) {
   if (request.is_chat) assistant_.emplace(request.chat.mode);
   if (!request.stop.empty()) matcher_.emplace(request.stop, request.include_stop);
@@ -62,6 +63,8 @@ void Answer::add_delta(AssistantDelta&& delta, AnswerPiece& piece) {
   add_content(delta.content, piece);
   if (!has_tools_ || stopped_by_text()) return;
   called_tools_ |= !delta.tool_calls.empty();
+  if (delta.tool_calls.size() > calls_left_) delta.tool_calls.resize(calls_left_);
+  calls_left_ -= delta.tool_calls.size();
   move_behind(piece.tool_calls, delta.tool_calls);
 }
 

@@ -63,6 +63,7 @@ class Answer {
   std::optional<AssistantStream> assistant_;  // of a chat
   std::optional<StopMatcher> matcher_;
   bool has_tools_;
+  std::size_t calls_left_;
   bool wants_logprobs_;
   bool called_tools_ = false;
   std::optional<RequestEnd> end_;

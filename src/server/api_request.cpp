@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "server/answer_format.h"
 #include "server/json_field.h"
 
 namespace quatrain::server {
@@ -12,7 +13,6 @@ namespace {
 
 constexpr std::size_t kMaxDepth = 64;
 constexpr std::size_t kMaxMessages = 10'000;
-constexpr std::size_t kMaxTools = 1'024;
 constexpr std::size_t kMaxStops = 16;
 constexpr std::size_t kMaxBiases = 4'096;
 constexpr std::int64_t kMaxChoices = 128;
@@ -117,15 +117,6 @@ TokenIds read_ids(const JsonField& field, const RequestDefaults& defaults, std::
 
 // What this server cannot do is refused, not ignored.
 void refuse_unsupported(const JsonField& root) {
-  if (const auto format = root.member("response_format")) {
-    format->require_object();
-    const auto type = format->member("type");
-    if (!type || type->string() != "text")
-      throw ApiError(400,
-                     "response_format: only {\"type\": \"text\"} is supported; answers are not "
-                     "constrained to JSON here",
-                     "response_format");
-  }
   constexpr std::string_view kUnsupported[] = {
       "structured_outputs", "guided_json",    "guided_regex",
       "guided_choice",      "guided_grammar", "suffix",
@@ -222,18 +213,6 @@ void read_thinking(const JsonField& root, ChatOptions& chat) {
     field->reject("none, minimal, low, medium, high, xhigh, max or ultra");
 }
 
-// Whether calls may be handed out.
-bool read_tool_choice(const JsonField& root) {
-  const auto tools = root.member("tools");
-  const bool has_tools = tools && !tools->items(kMaxTools).empty();
-  const auto choice = root.member("tool_choice");
-  if (!choice) return has_tools;
-  const std::string text = choice->value().is_string() ? choice->string() : "";
-  if (text == "none") return false;
-  if (text != "auto") choice->reject("\"auto\" or \"none\": a call cannot be enforced here");
-  return has_tools;
-}
-
 // Faults in messages come as "messages[0].role: expected …".
 std::vector<Message> read_messages(std::string_view body) {
   try {
@@ -269,6 +248,7 @@ GenerationRequest read_completion(std::string_view text, const RequestDefaults& 
   request.prompts = read_prompts(*prompt, defaults);
   if (static_cast<std::int64_t>(request.prompts.size()) * request.n > kMaxChoices)
     prompt->reject("at most 128 prompts times n");
+  constrain(*body.root, read_answer_form(*body.root, false), defaults, request);
   read_flag(*body.root, "echo", request.echo);
   read_flag(*body.root, "skip_special_tokens", request.skip_special);
   if (const auto field = body.root->member("logprobs")) {
@@ -283,8 +263,13 @@ GenerationRequest read_chat(std::string_view text, const RequestDefaults& defaul
   GenerationRequest request;
   request.is_chat = true;
   read_common(*body.root, defaults, request);
-  request.has_tools = read_tool_choice(*body.root);
+  const AnswerForm form = read_answer_form(*body.root, true);
+  request.has_tools = form.calls != AnswerForm::Calls::kNone;
+  if (!form.parallel) request.max_calls = 1;
   read_chat_input(*body.root, text, defaults, request.chat, request.messages);
+  if (form.hides_tools)
+    for (Message& message : request.messages) message.tools.clear();
+  constrain(*body.root, form, defaults, request);
   read_flag(*body.root, "logprobs", request.wants_logprobs);
   const auto top = body.root->member("top_logprobs");
   if (top && !request.wants_logprobs) top->reject("no top_logprobs without logprobs");

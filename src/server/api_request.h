@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -12,7 +14,13 @@
 #include "tokenizer/chat_encoding.h"
 #include "tokenizer/tokenizer.h"
 
+namespace quatrain::grammar {
+struct Grammar;
+}
+
 namespace quatrain::server {
+
+struct AnswerVocabulary;
 
 /// What a request may ask for, and what it gets when it does not ask.
 struct RequestDefaults {
@@ -23,6 +31,7 @@ struct RequestDefaults {
   ThinkingMode mode = ThinkingMode::kThinking;
   ReasoningEffort effort = ReasoningEffort::kLow;
   EffortTable effort_table = EffortTable::kPreview;
+  std::shared_ptr<const AnswerVocabulary> vocabulary;  // of the model that answers
 };
 
 using TokenIds = std::vector<std::int32_t>;
@@ -34,7 +43,10 @@ struct GenerationRequest {
   std::vector<std::variant<std::string, TokenIds>> prompts;  // of a completion
   std::vector<Message> messages;                             // of a chat
   ChatOptions chat;
-  bool has_tools = false;  // calls may be handed out
+  bool has_tools = false;                                           // calls may be handed out
+  std::size_t max_calls = std::numeric_limits<std::size_t>::max();  // those behind are not
+  std::shared_ptr<const grammar::Grammar> grammar;  // of the answer; null: it is free
+  std::shared_ptr<const AnswerVocabulary> vocabulary;
   int n = 1;
   bool stream = false;
   bool include_usage = false;

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "server/answer_constraint.h"
 #include "server/api_error.h"
 #include "server/auth.h"
 
@@ -78,6 +79,11 @@ EngineRequest GenerationJob::engine_request(std::size_t index) const {
     request.stop_tokens.push_back(*eos);
   if (index % n == 0) request.prompt_logprobs = request_.prompt_logprobs;
   request.priority = request_.priority;
+  if (request_.grammar) {
+    const bool thinks = request_.is_chat && request_.chat.mode == ThinkingMode::kThinking;
+    request.constraint =
+        std::make_shared<AnswerConstraint>(request_.vocabulary, request_.grammar, thinks);
+  }
   return request;
 }
 

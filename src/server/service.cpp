@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "server/answer_constraint.h"
 #include "server/api_error.h"
 #include "server/page.h"
 #include "server/route.h"
@@ -87,7 +88,9 @@ void Service::set_progress(double share, const std::string& what) {
 }
 
 void Service::set_ready(Engine& engine, const Tokenizer& tokenizer) {
-  server_->post([this, &engine, &tokenizer] {
+  auto vocabulary = std::make_shared<const AnswerVocabulary>(tokenizer);
+  server_->post([this, &engine, &tokenizer, vocabulary = std::move(vocabulary)] {
+    defaults_.vocabulary = vocabulary;
     defaults_.max_model_len = engine.max_model_len();
     defaults_.vocab_size = engine.vocab_size();
     tokenizer_ = &tokenizer;

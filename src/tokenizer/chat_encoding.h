@@ -9,12 +9,18 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tokenizer/chat_message.h"
 #include "tokenizer/tokenizer.h"
 
 namespace quatrain {
+
+/// Ends the reasoning.
+inline constexpr std::string_view kThinkEndToken = "</think>";
+/// Marks the tags of tool calls.
+inline constexpr std::string_view kCallMarker = "｜DSML｜";
 
 enum class ThinkingMode { kChat, kThinking };
 

@@ -151,6 +151,20 @@ std::string response_format_of(const Field& field) {
   return text == "{}" ? "" : text;
 }
 
+// The schema in a format as OpenAI's API writes it; the format itself if it is not written so.
+std::string requested_format_of(const Field& field) {
+  field.require_object();
+  const auto named = field.member("type");
+  const std::string type = named && named->value.is_string() ? named->string() : "";
+  if (type == "text") return "";
+  if (type == "json_object") return R"({"type": "object"})";
+  if (type != "json_schema") return response_format_of(field);
+  const auto outer = field.member("json_schema");
+  if (outer) outer->require_object();
+  const auto schema = outer ? outer->member("schema") : std::nullopt;
+  return schema ? python_json(schema->value) : "";
+}
+
 Message message_of(const Field& field) {
   field.require_object();
   Message message;
@@ -198,7 +212,7 @@ std::vector<Message> parse_messages(std::string_view json) {
     const auto tools = request.member("tools");
     const auto format = request.member("response_format");
     attach_to_system(messages, tools ? tools_of(*tools) : std::vector<std::string>(),
-                     format ? response_format_of(*format) : "");
+                     format ? requested_format_of(*format) : "");
   }
   return messages;
 }

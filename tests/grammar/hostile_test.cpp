@@ -34,14 +34,14 @@ TEST_F(Hostile, DeepNesting) {
 TEST_F(Hostile, ManySchemas) {
   Json properties = Json::object();
   for (int i = 0; i < 4000; ++i)
-    properties["p" + std::to_string(i)] = {{"anyOf", {{{"type", "string"}}, {{"type", "null"}}}}};
+    properties[fmt::format("p{}", i)] = {{"anyOf", {{{"type", "string"}}, {{"type", "null"}}}}};
   EXPECT_NE(refusal_of({{"properties", properties}}).find("more than 10000 schemas"),
             std::string::npos);
 }
 
 TEST_F(Hostile, ManyProperties) {
   Json properties = Json::object();
-  for (int i = 0; i < 5000; ++i) properties["p" + std::to_string(i)] = true;
+  for (int i = 0; i < 5000; ++i) properties[fmt::format("p{}", i)] = true;
   EXPECT_NE(refusal_of({{"properties", properties}}).find("more than 4096 properties"),
             std::string::npos);
 }
@@ -62,8 +62,8 @@ TEST_F(Hostile, ManyAlternatives) {
   // The same by references of references.
   Json schema = {{"$ref", "#/$defs/s0"}};
   for (int i = 0; i < 300; ++i) {
-    const auto to = [](int k) -> Json { return {{"$ref", "#/$defs/s" + std::to_string(k)}}; };
-    schema["$defs"]["s" + std::to_string(i)] = {
+    const auto to = [](int k) -> Json { return {{"$ref", fmt::format("#/$defs/s{}", k)}}; };
+    schema["$defs"][fmt::format("s{}", i)] = {
         {"anyOf", {to((i + 1) % 300), to((i * 7 + 3) % 300), {{"const", i}}}}};
   }
   EXPECT_NE(refusal_of(schema).find("more than 64 alternatives"), std::string::npos);
@@ -72,9 +72,9 @@ TEST_F(Hostile, ManyAlternatives) {
 TEST_F(Hostile, AChainOfReferences) {
   Json schema = {{"$ref", "#/$defs/s0"}};
   for (int i = 0; i < 3000; ++i)
-    schema["$defs"]["s" + std::to_string(i)] = {
+    schema["$defs"][fmt::format("s{}", i)] = {
         {"type", "object"},
-        {"properties", {{"a", {{"$ref", "#/$defs/s" + std::to_string(i + 1)}}}}},
+        {"properties", {{"a", {{"$ref", fmt::format("#/$defs/s{}", i + 1)}}}}},
         {"required", {"a"}}};
   schema["$defs"]["s3000"] = true;
   EXPECT_NE(refusal_of(schema).find("satisfies"), std::string::npos);

@@ -43,7 +43,7 @@ TEST(Strings, CountCodePoints) {
       const auto n = static_cast<int>(random() % 7);
       std::string text;
       for (int k = 0; k < n; ++k) text += one[random() % one.size()];
-      ASSERT_EQ(accepts(grammar, '"' + text + '"'), n >= min && n <= max) << text;
+      ASSERT_EQ(accepts(grammar, fmt::format("\"{}\"", text)), n >= min && n <= max) << text;
     }
   }
 }

@@ -199,7 +199,7 @@ inline std::vector<std::string> spellings(const Json& document) {
 /// A text of the grammar, byte by byte at random; ends are taken more often than they come.
 inline std::string random_text(const std::shared_ptr<const Grammar>& grammar,
                                std::mt19937& random) {
-  static const std::string kEnders = "\"}],\n</\xFF";
+  static const std::string kEnders = "\"}],\n<";
   Automaton automaton(grammar);
   std::vector<Automaton::Thread> threads, next;
   automaton.start(threads);
@@ -217,11 +217,15 @@ inline std::string random_text(const std::shared_ptr<const Grammar>& grammar,
       EXPECT_TRUE(ends) << "a dead end: " << text;
       return text;
     }
+    const auto may_come = [&](char c) {
+      return std::ranges::find(bytes, static_cast<std::uint8_t>(c)) != bytes.end();
+    };
+    // Raw text ends where a tag begins.
+    const char ender = may_come('\xFF')                       ? '\xFF'
+                       : text.ends_with('<') && may_come('/') ? '/'
+                                                              : kEnders[random() % kEnders.size()];
     std::uint8_t byte = bytes[random() % bytes.size()];
-    if (const char ender = kEnders[random() % kEnders.size()];
-        random() % 4 != 0 &&
-        std::ranges::find(bytes, static_cast<std::uint8_t>(ender)) != bytes.end())
-      byte = static_cast<std::uint8_t>(ender);
+    if (random() % 4 != 0 && may_come(ender)) byte = static_cast<std::uint8_t>(ender);
     next.clear();
     automaton.step(threads, byte, next);
     threads.swap(next);

@@ -194,7 +194,6 @@ TEST(Api, RefusalsNameTheField) {
       {{{"stream", true}, {"stream_options", 1}}, "stream_options"},
       {{{"ignore_eos", 1}}, "ignore_eos"},
       {{{"priority", 1e9}}, "priority"},
-      {{{"response_format", {{"type", "json_object"}}}}, "response_format"},
       {{{"response_format", {{"type", "json_schema"}}}}, "response_format"},
       {{{"best_of", 2}}, "best_of"},
       {{{"guided_json", {{"a", 1}}}}, "guided_json"},

@@ -20,6 +20,8 @@ class FakeEngine : public Engine {
   std::int64_t max_waiting = 1'000'000;  // refuses above
   bool fails = false;                    // the third token has logits not finite
   std::int64_t cached = 0;
+  /// Picks tokens for a constrained request, where `output` is not allowed or has ended.
+  std::function<std::int32_t(std::span<const std::uint32_t> allowed)> choose;
 
   FakeEngine() : thread_([this](const std::stop_token& stop) { work(stop); }) {}
   ~FakeEngine() override {
@@ -121,10 +123,11 @@ class FakeEngine : public Engine {
       event.end = RequestEnd::kCancelled;
     } else if (fails && running.done == 2) {
       event.end = RequestEnd::kNonFinite;
-    } else if (running.done == output.size()) {
+    } else if (const std::int32_t token = next_token(running); token == kStopToken) {
       event.end = RequestEnd::kStop;
     } else {
-      event.token = output[running.done++];
+      event.token = token;
+      ++running.done;
       event.logprob = -0.25f;
       event.rank = 1;
       for (std::int32_t i = 0; i < running.request.sampling.logprobs; ++i)
@@ -135,6 +138,19 @@ class FakeEngine : public Engine {
         event.end = RequestEnd::kLength;
     }
     return event;
+  }
+
+  static constexpr std::int32_t kStopToken = 1;
+
+  std::int32_t next_token(Running& running) const {
+    std::int32_t token = running.done < output.size() ? output[running.done] : kStopToken;
+    TokenConstraint* const constraint = running.request.constraint.get();
+    if (constraint == nullptr) return token;
+    const auto allowed = constraint->allowed();
+    const auto word = static_cast<std::size_t>(token) / 32;
+    if (word >= allowed.size() || (allowed[word] >> (token % 32) & 1) == 0) token = choose(allowed);
+    constraint->advance(token);
+    return token;
   }
 
   mutable std::mutex mutex_;
