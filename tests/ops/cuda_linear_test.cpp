@@ -75,7 +75,7 @@ TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
       const std::int64_t width = s.groups * s.cols;
       const std::vector<float> x = Random(++seed).normals(300 * width);
       const std::vector<float> all = product(gpu(), *packed, 300, s.groups, x);
-      for (const std::int64_t count : {1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 130})
+      for (const std::int64_t count : {1, 2, 5, 8, 9, 16, 17, 32, 33, 64, 65, 130})
         for (const std::int64_t first : {std::int64_t{0}, std::int64_t{61}, 300 - count}) {
           SCOPED_TRACE(fmt::format("{} {} x {}, rows {} to {}", kMatrixKinds[kind].name, s.rows,
                                    s.cols, first, first + count));
@@ -83,6 +83,20 @@ TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
                       rows_of(all, first, count, s.rows));
         }
     }
+}
+
+// So many groups that each has one cluster of blocks, and more rows in each than the cluster adds
+// up at a time.
+TEST_F(CudaLinears, RowsOfManySlicesMeetInRounds) {
+  reserve_long(gpu());
+  const std::int64_t groups = 17, rows = groups * 330, cols = 7200;
+  RandomMatrix w(kMatrixKinds[kMxfp4], rows, cols, 61);
+  const auto packed = gpu().pack_linear(w.view());
+  const std::vector<float> x = Random(62).normals(70 * groups * cols);
+  const std::vector<float> all = product(gpu(), *packed, 70, groups, x);
+  for (const std::int64_t count : {6, 12, 30})
+    expect_same(product(gpu(), *packed, count, groups, rows_of(x, 40, count, groups * cols)),
+                rows_of(all, 40, count, rows));
 }
 
 TEST_F(CudaLinears, ANaNOrAnInfinityStaysInItsRow) {

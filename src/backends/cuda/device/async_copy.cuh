@@ -89,6 +89,15 @@ __device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes
 __device__ inline void copy16(std::uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+/// As copy16, of what is read once and in pieces: the second-level cache fetches whole lines.
+__device__ inline void copy16_streamed(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
+}
+/// Copies 4 bytes through the first-level cache, for what neighbours read as well.
+__device__ inline void copy4(std::uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
 /// As copy16, or 16 bytes of zeros without reading anything.
 __device__ inline void copy16_or_zeros(std::uint32_t to, const void* from, bool is_there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),

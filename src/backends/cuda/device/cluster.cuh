@@ -36,6 +36,38 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/// The address in block `rank` of what has shared address `local` in this one.
+__device__ inline std::uint32_t address_in_rank(std::uint32_t local, unsigned rank) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(local), "r"(rank));
+  return address;
+}
+/// Sends 16 bytes to another block, which learns of them from its barrier.
+__device__ inline void send16(std::uint32_t to, const float4& v, std::uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+      : "memory");
+}
+/// Arrives at another block's barrier, after what this thread did before.
+__device__ inline void arrive_in_rank(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
+               : "memory");
+}
+/// Waits for a phase of a barrier that other blocks complete.
+__device__ inline void wait_for_ranks(std::uint64_t* barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(barrier))),
+      "r"(parity)
+      : "memory");
+}
+
 /// The float at `local` in the shared memory of block `rank` of the cluster.
 __device__ inline float load_from_rank(const float* local, unsigned rank) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(local));

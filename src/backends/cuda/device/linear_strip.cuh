@@ -1,56 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the linear kernels cut weights into tiles of 128 rows and strips of 16, and read a strip.
+// How the linear kernels read a strip of 16 weight rows: straight into registers, or through shared
+// memory that the same lane reads back.
 #pragma once
 
 #include <cstdint>
 
+#include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/linear_tile.cuh"
 #include "backends/cuda/device/reduce.cuh"
-#include "backends/cuda/launch/linear_tiles.h"
 
 namespace quatrain::cuda {
 
-/// 16 rows of a product, by one warp.
+/// Rows of a matrix, by one warp.
 struct Strip {
-  int product = 0;
-  int group = 0;
-  int row = 0;  // first of the strip
-  int end = 0;  // of the group
+  int row = 0;  // the first
+  int end = 0;  // of the rows that belong together; the strip may reach beyond
 };
 
-__device__ inline Strip strip_of(const LinearTiles& args, int tile, int warp) {
-  Strip strip;
-  while (strip.product + 1 < args.count && tile >= args.products[strip.product + 1].first_tile)
-    ++strip.product;
-  const TiledProduct& product = args.products[strip.product];
-  const int group_rows = product.w.rows / args.groups;
-  const int group_tiles = (group_rows + kTileRows - 1) / kTileRows;
-  const int local = tile - product.first_tile;
-  strip.group = local / group_tiles;
-  strip.row = strip.group * group_rows + local % group_tiles * kTileRows + warp * 16;
-  strip.end = (strip.group + 1) * group_rows;
-  return strip;
-}
+/// Bytes of a lane's part of a strip between its 16-byte pieces in shared memory.
+inline constexpr int kPieceStride = 16 * kWarp;
+/// Bytes that a warp's block of a strip takes there.
+template <LinearKind kKind>
+inline constexpr int kStripBytes = 2 * kPieces<kKind>* kPieceStride;
 
 /// Reads a strip's weights, a block of columns at a time. Few registers: the second row of a lane
 /// is a distance from its first.
 template <LinearKind kKind>
 class StripReader {
  public:
-  __device__ StripReader(const LinearTiles& args, int tile, int warp, int first_block) {
-    const Strip strip = strip_of(args, tile, warp);
-    const Matrix& w = args.products[strip.product].w;
+  /// Blocks are counted from `first_block` on.
+  __device__ StripReader(const Matrix& w, const Strip& strip, int first_block) {
     const int quad = lane_id() % 4;
     const int row = min(strip.row + lane_id() / 4, strip.end - 1);
     const int rows_on = min(row + 8, strip.end - 1) - row;
     const int column = first_block * kLinearBlock + quad * kPieceColumns<kKind>;
     values_ = static_cast<const char*>(w.values) +
-              bytes_of_columns<kKind>(std::int64_t{row} * args.cols + column);
-    values_on_ = static_cast<int>(bytes_of_columns<kKind>(std::int64_t{rows_on} * args.cols));
-    valid_ = strip.row < strip.end;
-    columns_ = valid_ ? args.cols - column : 0;
+              bytes_of_columns<kKind>(std::int64_t{row} * w.cols + column);
+    values_on_ = static_cast<int>(bytes_of_columns<kKind>(std::int64_t{rows_on} * w.cols));
+    columns_ = strip.row < strip.end ? w.cols - column : 0;
     if constexpr (kKind == LinearKind::kFp8) {
-      const int scale_columns = (args.cols + kLinearBlock - 1) / kLinearBlock;
+      const int scale_columns = (w.cols + kLinearBlock - 1) / kLinearBlock;
       const int scale_row = row / kLinearBlock;
       if (w.format == WeightFormat::kFp8Block)
         scales_ = static_cast<const char*>(w.scales) +
@@ -58,17 +47,14 @@ class StripReader {
       scales_on_ = 4 * ((row + rows_on) / kLinearBlock - scale_row) * scale_columns;
     } else if constexpr (kIsFp4<kKind>) {
       constexpr int kScaleColumns = kKind == LinearKind::kNvfp4 ? 16 : 32;
-      const int scale_columns = args.cols / kScaleColumns;
+      const int scale_columns = w.cols / kScaleColumns;
       scales_ = static_cast<const char*>(w.scales) + std::int64_t{row} * scale_columns +
                 column / kScaleColumns;
       scales_on_ = rows_on * scale_columns;
     }
   }
 
-  /// Whether the warp has rows of this tile; the same in all lanes.
-  __device__ bool valid() const { return valid_; }
-
-  /// Block `block` of this thread block's columns; zeros beyond the matrix.
+  /// Block `block`; zeros beyond the matrix.
   __device__ void load(int block, WeightBlock<kKind>& out) const {
     const char* from = values_ + bytes_of_columns<kKind>(block * kLinearBlock);
     const int left = columns_ - block * kLinearBlock;
@@ -79,17 +65,23 @@ class StripReader {
         out.piece[i][half] = 4 * i * kPieceColumns<kKind> < left
                                  ? load_streamed(from + half * values_on_ + 64 * i)
                                  : uint4{0, 0, 0, 0};
+    load_scales(block, out.scale);
+  }
+
+  /// The scales that go with block `block`, of both rows of the lane.
+  __device__ void load_scales(int block, std::uint32_t (&out)[2]) const {
+    const int left = columns_ - block * kLinearBlock;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const char* scale = scales_ + half * scales_on_;
       if constexpr (kKind == LinearKind::kFp8)
-        out.scale[half] = left + 16 * (lane_id() % 4) > 0 && scales_ != nullptr  // any lane's
-                              ? reinterpret_cast<const std::uint32_t*>(scale)[block]
-                              : 0x3F800000u;
+        out[half] = left + 16 * (lane_id() % 4) > 0 && scales_ != nullptr  // any lane's
+                        ? reinterpret_cast<const std::uint32_t*>(scale)[block]
+                        : 0x3F800000u;
       else if constexpr (kKind == LinearKind::kNvfp4)
-        out.scale[half] = left > 0 ? reinterpret_cast<const std::uint16_t*>(scale)[4 * block] : 0u;
+        out[half] = left > 0 ? reinterpret_cast<const std::uint16_t*>(scale)[4 * block] : 0u;
       else if constexpr (kKind == LinearKind::kMxfp4)
-        out.scale[half] = left > 0 ? static_cast<std::uint8_t>(scale[4 * block]) : 0u;
+        out[half] = left > 0 ? static_cast<std::uint8_t>(scale[4 * block]) : 0u;
     }
   }
 
@@ -98,7 +90,53 @@ class StripReader {
   const char* scales_ = nullptr;   // of the same
   int values_on_, scales_on_ = 0;  // bytes from there to the row 8 further
   int columns_;                    // from there to the end of the row; may be negative
-  bool valid_;
+};
+
+/// Copies one block of columns of the strips of a matrix to shared memory, a lane what it reads
+/// back itself.
+template <LinearKind kKind>
+class StripCopier {
+ public:
+  /// Strips are counted from row `first_row` on.
+  __device__ StripCopier(const Matrix& w, int first_row, int end, int block) {
+    const int row = first_row + lane_id() / 4;
+    const int column = block * kLinearBlock + lane_id() % 4 * kPieceColumns<kKind>;
+    row_bytes_ = static_cast<int>(bytes_of_columns<kKind>(w.cols));
+    from_ = static_cast<const char*>(w.values) + std::int64_t{row} * row_bytes_ +
+            bytes_of_columns<kKind>(column);
+    rows_ = end - row;
+    columns_ = w.cols - column;
+  }
+
+  /// Zeros where the matrix ends.
+  __device__ void copy(int strip, char* lane_slot) const {
+    const int first = strip * kStripRows;
+    const char* from = from_ + std::int64_t{first} * row_bytes_;
+    const char* from8 = from + 8 * row_bytes_;
+    const std::uint32_t to = shared_address(lane_slot);
+    if (first + 8 < rows_ && kLinearBlock - 4 * kPieceColumns<kKind> < columns_) {
+#pragma unroll
+      for (int i = 0; i < kPieces<kKind>; ++i) {
+        copy16_streamed(to + 2 * i * kPieceStride, from + 64 * i);
+        copy16_streamed(to + (2 * i + 1) * kPieceStride, from8 + 64 * i);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces<kKind>; ++i) {
+      const bool in_row = 4 * i * kPieceColumns<kKind> < columns_;
+      copy16_or_zeros(to + 2 * i * kPieceStride, from + 64 * i, in_row && first < rows_);
+      copy16_or_zeros(to + (2 * i + 1) * kPieceStride, from8 + 64 * i, in_row && first + 8 < rows_);
+    }
+  }
+  __device__ static uint4 read_piece(const char* lane_slot, int piece, int half) {
+    return *reinterpret_cast<const uint4*>(lane_slot + (2 * piece + half) * kPieceStride);
+  }
+
+ private:
+  const char* from_;  // of the lane's first row, at its quarter of 64 bytes
+  int row_bytes_;
+  int rows_, columns_;  // from there to the end
 };
 
 }  // namespace quatrain::cuda

@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "backends/cuda/device/mma.cuh"
-#include "backends/cuda/launch/linear_tiles.h"
+#include "backends/cuda/launch/linear.h"
 
 namespace quatrain::cuda {
 
@@ -152,31 +152,37 @@ __device__ inline void decode_pair(const WeightBlock<kKind>& w, int pair,
   }
 }
 
-/// Four inputs as two 16-bit parts: part 0, and what it leaves. Returns the factor that the sums of
-/// a block need: `amax` is the largest magnitude of the block.
+/// What takes the inputs of a block to the range of their parts, and what takes sums back.
+struct InputRange {
+  float up = 1;
+  float factor = 1;
+};
+
+/// `amax` is the largest magnitude of the block.
 template <LinearKind kKind>
-__device__ inline float split_inputs(const float (&x)[4], float amax, std::uint16_t (&high)[4],
-                                     std::uint16_t (&low)[4]) {
+__device__ inline InputRange input_range(float amax) {
+  if constexpr (kKind != LinearKind::kFp8) return {};
+  // The largest value goes to [2^14, 2^15). Below 2^-100 nothing is gained.
+  const int exponent = max(static_cast<int>(__float_as_uint(amax) >> 23) - 127, -100);
+  return {.up = __uint_as_float(static_cast<std::uint32_t>(14 - exponent + 127) << 23),
+          .factor = __uint_as_float(static_cast<std::uint32_t>(exponent - 14 + 127) << 23)};
+}
+
+/// Two inputs as pairs of 16-bit parts: part 0, and what it leaves.
+template <LinearKind kKind>
+__device__ inline void split_pair(float x, float y, float up, std::uint32_t (&part)[2]) {
+  const auto bits = [](auto pair) { return reinterpret_cast<const std::uint32_t&>(pair); };
   if constexpr (kKind == LinearKind::kFp8) {
-    // The largest value goes to [2^14, 2^15). Below 2^-100 nothing is gained.
-    const int exponent = max(static_cast<int>(__float_as_uint(amax) >> 23) - 127, -100);
-    const float up = __uint_as_float(static_cast<std::uint32_t>(14 - exponent + 127) << 23);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float scaled = x[i] * up;
-      const __half part = __float2half_rn(scaled);
-      high[i] = __half_as_ushort(part);
-      low[i] = __half_as_ushort(__float2half_rn(scaled - __half2float(part)));
-    }
-    return __uint_as_float(static_cast<std::uint32_t>(exponent - 14 + 127) << 23);
+    const float a = x * up, b = y * up;
+    const __half2 high = __floats2half2_rn(a, b);
+    const float2 kept = __half22float2(high);
+    part[0] = bits(high);
+    part[1] = bits(__floats2half2_rn(a - kept.x, b - kept.y));
   } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const __nv_bfloat16 part = __float2bfloat16_rn(x[i]);
-      high[i] = __bfloat16_as_ushort(part);
-      low[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x[i] - __bfloat162float(part)));
-    }
-    return 1.0f;
+    const __nv_bfloat162 high = __floats2bfloat162_rn(x, y);
+    part[0] = bits(high);
+    part[1] = bits(__floats2bfloat162_rn(x - __uint_as_float(part[0] << 16),
+                                         y - __uint_as_float(part[0] & 0xFFFF0000u)));
   }
 }
 

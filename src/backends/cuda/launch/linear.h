@@ -22,8 +22,12 @@ namespace quatrain::cuda {
 
 inline constexpr int kLinearBlock = 128;  // columns
 inline constexpr int kSliceBlocks = 8;    // blocks of a slice: 1024 columns
+inline constexpr int kStripRows = 16;     // of a warp's products
 /// Weights of one launch.
 inline constexpr int kMaxProducts = 8;
+
+/// How weights become operands of tensor cores.
+enum class LinearKind : std::uint8_t { kFp8, kBf16, kNvfp4, kMxfp4 };
 
 struct Product {
   Matrix w;              // [rows, cols]
@@ -41,7 +45,7 @@ struct LinearsArgs {
 };
 
 /// Memory for the split inputs of many tokens. Without it, or where it is too small, the weights
-/// are read once more for every 32 tokens.
+/// are read once more for every 16 tokens.
 struct LinearScratch {
   void* memory = nullptr;
   std::int64_t bytes = 0;

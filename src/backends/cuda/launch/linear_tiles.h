@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Several products of one input and one kind of weight, cut into tiles: what linears() hands to its
-// two kernels.
+// Several products of one input and one kind of weight by many tokens, cut into tiles: what
+// linears() hands to the kernels of linear_tiles.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,8 +12,6 @@
 namespace quatrain::cuda {
 
 inline constexpr int kTileRows = 128;
-
-enum class LinearKind : std::uint8_t { kFp8, kBf16, kNvfp4, kMxfp4 };
 
 /// One product of the launch, in tiles of 128 rows that do not straddle groups.
 struct TiledProduct {
@@ -30,17 +28,12 @@ struct LinearTiles {
   int groups = 1;
   int cols = 0;
   int tiles = 0;
-  int slices = 0;            // of the matrix
-  int slices_per_block = 1;  // of stream_tiles' blocks
+  int slices = 0;  // of the columns
   int count = 0;
   TiledProduct products[kMaxProducts] = {};
 };
 
-/// Whether stream_tiles() takes rows of this many columns.
-bool stream_takes(int cols);
-/// For few tokens: weights stream through the chip once per 32 of them.
-void stream_tiles(LinearKind kind, const LinearTiles& args, cudaStream_t stream);
-/// For many; the scratch has room for one tile of tokens at least.
+/// The scratch has room for one tile of tokens at least.
 void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
                     cudaStream_t stream);
 /// Scratch for the split inputs of one tile of tokens.

@@ -2,10 +2,11 @@
 // linears for many tokens: tiles of 128 weight rows by 128 tokens on warpgroup products.
 //
 // A first kernel splits the inputs into two parts, laid out in memory as shared memory holds them:
-// 128 tokens by 128 columns are one bulk copy. In the second, two warpgroups take 64 rows each,
-// weights decoded from row-major memory straight into operand A, and one warp keeps three blocks of
-// inputs ahead. While one group decodes weights and scales sums, the other's products run. Sums are
-// those of linear_stream.cu in the same order, and have the same bits.
+// 128 tokens by 64 columns are one bulk copy. In the second, blocks walk over the tiles; two
+// warpgroups take 64 rows each, weights decoded from row-major memory straight into operand A, and
+// one warp keeps four half blocks of inputs ahead, across tiles. While one group decodes weights
+// and scales sums, the other's products run. Sums are those of linear_stream.cu in the same order,
+// and have the same bits; those of the slices so far wait in shared memory.
 //
 // Limits: tensor cores, at half their rate because inputs have two parts.
 #include <algorithm>
@@ -25,11 +26,11 @@ namespace {
 constexpr int kGroupThreads = 128;
 constexpr int kThreads = 3 * kGroupThreads;
 constexpr int kTokens = 128;
-constexpr int kStages = 3;
-constexpr int kHalfBytes = kTokens * 128;              // 64 columns of one part of all tokens
-constexpr int kPartBytes = 2 * kHalfBytes;             // a block of columns
-constexpr int kStageBytes = 2 * kPartBytes;            // both parts
-constexpr int kBlobBytes = kStageBytes + kTokens * 4;  // with the factors of the tokens
+constexpr int kStages = 4;
+constexpr int kPartBytes = kTokens * 128;                  // 64 columns of one part of all tokens
+constexpr int kHalfBytes = 2 * kPartBytes;                 // both parts
+constexpr int kFactorBytes = kTokens * 4;                  // of the tokens; after the second half
+constexpr int kBlobBytes = 2 * kHalfBytes + kFactorBytes;  // a block of columns
 // Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
 constexpr int kCopyRegisters = 40, kProductRegisters = 232;
 
@@ -40,18 +41,22 @@ __device__ inline std::int64_t blob_offset(int token_tile, int group, int groups
 }
 
 struct Shared {
-  char* stages;    // [kStages] blobs: [2 parts][2 halves][kTokens][128], swizzled; factors
+  char* stages;    // [kStages] half blobs: [2 parts][kTokens][128], swizzled; factors
+  float* totals;   // [16][2 kGroupThreads][4]: of the slices so far
   Barrier* full;   // [kStages]
   Barrier* empty;  // [kStages]
 
   // Stages start at multiples of 1024, which the swizzle counts from.
-  static constexpr int kStride = (kBlobBytes + 1023) / 1024 * 1024;
+  static constexpr int kStride = kHalfBytes + 1024;
+  static constexpr int kTotalBytes = 16 * 2 * kGroupThreads * 16;
   static constexpr std::size_t kBytes =
-      1024 + kStages * (static_cast<std::size_t>(kStride) + 2 * sizeof(Barrier));
+      1024 + kTotalBytes + kStages * (static_cast<std::size_t>(kStride) + 2 * sizeof(Barrier));
+  static_assert(kFactorBytes <= kStride - kHalfBytes);
   __device__ explicit Shared(char* memory) {
     const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
     stages = memory + (1024 - address % 1024) % 1024;
-    full = reinterpret_cast<Barrier*>(stages + kStages * kStride);
+    totals = reinterpret_cast<float*>(stages + kStages * kStride);
+    full = reinterpret_cast<Barrier*>(stages + kStages * kStride + kTotalBytes);
     empty = full + kStages;
   }
 };
@@ -68,12 +73,13 @@ __device__ inline int swizzled_offset(int place, int token) {
 template <LinearKind kKind>
 __device__ void split_into(const float4& x, int token, char* stage, float* factors) {
   const int lane = lane_id();
-  const float v[4] = {x.x, x.y, x.z, x.w};
   float amax = 0;
   if constexpr (kKind == LinearKind::kFp8)
-    amax = warp_max(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))));
-  std::uint16_t part[2][4];
-  const float factor = split_inputs<kKind>(v, amax, part[0], part[1]);
+    amax = warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
+  const InputRange range = input_range<kKind>(amax);
+  std::uint32_t word[2][2];
+  split_pair<kKind>(x.x, x.y, range.up, word[0]);
+  split_pair<kKind>(x.z, x.w, range.up, word[1]);
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
     char* to = stage + p * kPartBytes;
@@ -81,15 +87,15 @@ __device__ void split_into(const float4& x, int token, char* stage, float* facto
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         *reinterpret_cast<std::uint16_t*>(
-            to + swizzled_offset(place_of_column<kKind>(4 * lane + j), token)) = part[p][j];
+            to + swizzled_offset(place_of_column<kKind>(4 * lane + j), token)) =
+            static_cast<std::uint16_t>(word[j / 2][p] >> (j % 2 * 16));
     } else {  // a lane's four columns are its four elements
       const int place = place_of_column<kKind>(4 * lane);
-      *reinterpret_cast<ushort2*>(to + swizzled_offset(place, token)) = {part[p][0], part[p][1]};
-      *reinterpret_cast<ushort2*>(to + swizzled_offset(place + 2, token)) = {part[p][2],
-                                                                             part[p][3]};
+      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(place, token)) = word[0][p];
+      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(place + 2, token)) = word[1][p];
     }
   }
-  if (lane == 0) factors[token] = factor;
+  if (lane == 0) factors[token] = range.factor;
 }
 
 /// Four columns of a token's inputs; zeros outside the matrix.
@@ -117,7 +123,7 @@ __global__ void __launch_bounds__(kSplitWarps* kWarp)
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   const int token_tile = static_cast<int>(blockIdx.y), group = static_cast<int>(blockIdx.z);
   char* blob = blobs + blob_offset(token_tile, group, args.groups, block, blocks);
-  auto* factors = reinterpret_cast<float*>(blob + kStageBytes);
+  auto* factors = reinterpret_cast<float*>(blob + 2 * kHalfBytes);
   const int column = block * kLinearBlock + 4 * lane_id();
   constexpr int kAtOnce = 4;
   for (int first = warp_id() * kAtOnce; first < kTokens; first += kSplitWarps * kAtOnce) {
@@ -130,17 +136,55 @@ __global__ void __launch_bounds__(kSplitWarps* kWarp)
   }
 }
 
-/// One thread: blobs to stages as they fall empty.
-__device__ void copy_all(const char* blobs, const LinearTiles& args, int group, int blocks,
+/// The tiles of a block, those of one tile of tokens before those of the next.
+struct Tiles {
+  int count;
+  int step = static_cast<int>(gridDim.x);
+  int first = static_cast<int>(blockIdx.x);
+
+  __device__ explicit Tiles(const LinearTiles& args)
+      : count(args.tiles * ((args.tokens + kTokens - 1) / kTokens)) {}
+};
+
+/// 16 rows of a product and of a group, by one warp.
+struct TileStrip : Strip {
+  int product = 0;
+  int group = 0;
+};
+
+__device__ TileStrip strip_of(const LinearTiles& args, int tile, int warp) {
+  TileStrip strip;
+  while (strip.product + 1 < args.count && tile >= args.products[strip.product + 1].first_tile)
+    ++strip.product;
+  const TiledProduct& product = args.products[strip.product];
+  const int group_rows = product.w.rows / args.groups;
+  const int group_tiles = (group_rows + kTileRows - 1) / kTileRows;
+  const int local = tile - product.first_tile;
+  strip.group = local / group_tiles;
+  strip.row = strip.group * group_rows + local % group_tiles * kTileRows + warp * kStripRows;
+  strip.end = (strip.group + 1) * group_rows;
+  return strip;
+}
+
+/// One thread: half blobs to stages as they fall empty.
+__device__ void copy_all(const char* blobs, const LinearTiles& args, int blocks,
                          const Shared& shared) {
-  const int token_tile = static_cast<int>(blockIdx.y);
-  for (int block = 0; block < blocks; ++block) {
-    const int stage = block % kStages;
-    if (block >= kStages) barrier_wait(shared.empty + stage, (block / kStages - 1) % 2);
-    barrier_expect(shared.full + stage, kBlobBytes);
-    bulk_copy(shared.stages + stage * Shared::kStride,
-              blobs + blob_offset(token_tile, group, args.groups, block, blocks), kBlobBytes,
-              shared.full + stage);
+  const Tiles tiles(args);
+  RingPosition ring;
+  bool is_first_round = true;
+  for (int t = tiles.first; t < tiles.count; t += tiles.step) {
+    const int group = strip_of(args, t % args.tiles, 0).group;
+    for (int half = 0; half < 2 * blocks; ++half) {
+      if (!is_first_round) barrier_wait(shared.empty + ring.at, ring.parity ^ 1u);
+      const int bytes = half % 2 == 0 ? kHalfBytes : kHalfBytes + kFactorBytes;
+      barrier_expect(shared.full + ring.at, static_cast<std::uint32_t>(bytes));
+      bulk_copy(shared.stages + ring.at * Shared::kStride,
+                blobs + blob_offset(t / args.tiles, group, args.groups, half / 2, blocks) +
+                    half % 2 * kHalfBytes,
+                static_cast<std::uint32_t>(bytes), shared.full + ring.at);
+      ring.next(kStages);
+      if (ring.at == 0) is_first_round = false;
+    }
   }
 }
 
@@ -153,91 +197,140 @@ __device__ inline void wgmma_of(float (&d)[16][4], const std::uint32_t (&a)[4], 
     wgmma_bf16(d, a, b, add);
 }
 
-/// sums of the slice go to memory: added to those of the slices before, scaled after the last.
-__device__ void add_slice(const LinearTiles& args, const Strip& strip, int slice, int token0,
-                          const float (&sums)[16][4]) {
+using Sums = float[16][4];
+
+/// Sums of a slice and all before it. The last ones go to memory, scaled.
+__device__ void add_slice(const LinearTiles& args, const TileStrip& strip, int slice, int token0,
+                          const Shared& shared, Sums& sums) {
+  auto* totals = reinterpret_cast<float4*>(shared.totals) + (threadIdx.x - kGroupThreads);
+  if (slice > 0)
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+      const float4 total = totals[n * 2 * kGroupThreads];
+      sums[n][0] = total.x + sums[n][0];
+      sums[n][1] = total.y + sums[n][1];
+      sums[n][2] = total.z + sums[n][2];
+      sums[n][3] = total.w + sums[n][3];
+    }
+  if (slice + 1 < args.slices) {
+#pragma unroll
+    for (int n = 0; n < 16; ++n)
+      totals[n * 2 * kGroupThreads] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
+    return;
+  }
   const TiledProduct& product = args.products[strip.product];
-  const bool is_last = slice + 1 == args.slices;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = strip.row + lane_id() / 4 + 8 * half;
     if (row >= strip.end) continue;
-    const float last_scale = row_scale(product.w, row);
+    const float scale = row_scale(product.w, row);
 #pragma unroll
     for (int n = 0; n < 16; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int token = token0 + 8 * n + lane_id() % 4 * 2 + i;
-        if (token >= args.tokens) continue;
-        float* out = product.out + std::int64_t{token} * product.w.rows + row;
-        float sum = sums[n][2 * half + i];
-        if (slice > 0) sum = *out + sum;
-        *out = is_last ? sum * last_scale * product.w.global_scale : sum;
+        if (token < args.tokens)
+          product.out[std::int64_t{token} * product.w.rows + row] =
+              sums[n][2 * half + i] * scale * product.w.global_scale;
       }
   }
 }
 
-/// A group of products: 64 rows, by 16 to a warp.
+/// The products of half a block of columns, under way.
 template <LinearKind kKind>
-__device__ void multiply_all(const LinearTiles& args, int warp, int token0, int blocks,
-                             const Shared& shared) {
-  const int tile = static_cast<int>(blockIdx.x);
-  const Strip strip = strip_of(args, tile, warp);
-  const StripReader<kKind> reader(args, tile, warp, 0);
-  const auto stages = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared.stages));
-  WeightBlock<kKind> w;
-  reader.load(0, w);
-  float sums[16][4] = {};
-  for (int block = 0; block < blocks; ++block) {
-    const int stage = block % kStages;
-    std::uint32_t a[kSteps / 2][2][4];
+__device__ inline void multiply_half(const std::uint32_t (&a)[kSteps / 2][2][4], int half,
+                                     std::uint32_t stage, Sums& products) {
 #pragma unroll
-    for (int pair = 0; pair < kSteps / 2; ++pair) decode_pair<kKind>(w, pair, a[pair]);
-    const float scale[2] = {__uint_as_float(w.scale[0]), __uint_as_float(w.scale[1])};
-    barrier_wait(shared.full + stage, block / kStages % 2);
-    float products[16][4];
-    wgmma_fence();
+  for (int i = 0; i < kSteps / 2; ++i)
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
+    for (int part = 0; part < 2; ++part)
+      wgmma_of<kKind>(products, a[half * 2 + i / 2][i % 2],
+                      swizzled_operand(stage + part * kPartBytes + i * 32), half + i + part > 0);
+  wgmma_commit();
+}
+
+/// sums += the products of a block, scaled.
+template <LinearKind kKind>
+__device__ inline void add_products(const Sums& products, const float (&scale)[2],
+                                    const float* factors, Sums& sums) {
 #pragma unroll
-      for (int part = 0; part < 2; ++part)
-        wgmma_of<kKind>(products, a[step / 2][step % 2],
-                        swizzled_operand(stages + stage * Shared::kStride + part * kPartBytes +
-                                         step / 4 * kHalfBytes + step % 4 * 32),
-                        step + part > 0);
-    wgmma_commit();
-    // BF16 weights are operand A as they lie in memory: the next ones must not arrive in registers
-    // that products still read, which the compiler does not see to.
-    constexpr bool kLoadsEarly = kKind != LinearKind::kBf16;
-    if (kLoadsEarly && block + 1 < blocks) reader.load(block + 1, w);
-    wgmma_wait<0>();
-    keep_sums(products);
+  for (int n = 0; n < 16; ++n) {
+    if constexpr (kKind == LinearKind::kFp8) {
+      const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * n + lane_id() % 4 * 2);
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) keep_operand(a[step / 2][step % 2]);
-    if (!kLoadsEarly && block + 1 < blocks) reader.load(block + 1, w);
-    const auto* factors =
-        reinterpret_cast<const float*>(shared.stages + stage * Shared::kStride + kStageBytes);
+      for (int i = 0; i < 4; ++i)
+        sums[n][i] =
+            fmaf(products[n][i], scale[i / 2] * (i % 2 == 0 ? factor.x : factor.y), sums[n][i]);
+    } else {
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      if constexpr (kKind == LinearKind::kFp8) {
-        const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * n + lane_id() % 4 * 2);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          sums[n][i] =
-              fmaf(products[n][i], scale[i / 2] * (i % 2 == 0 ? factor.x : factor.y), sums[n][i]);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[n][i] += products[n][i];
-      }
+      for (int i = 0; i < 4; ++i) sums[n][i] += products[n][i];
     }
+  }
+}
+
+/// A group of products: 64 rows of each tile, by 16 to a warp.
+template <LinearKind kKind>
+__device__ void multiply_all(const LinearTiles& args, int warp, int blocks, const Shared& shared) {
+  const Tiles tiles(args);
+  const auto stages = shared_address(shared.stages);
+  const auto reader_of = [&](const TileStrip& strip) {
+    return StripReader<kKind>(args.products[strip.product].w, strip, 0);
+  };
+  const auto release = [&](const RingPosition& ring) {
     __syncwarp();
-    if (lane_id() == 0) barrier_arrive(shared.empty + stage);
-    if ((block + 1) % kSliceBlocks == 0 || block + 1 == blocks) {
-      add_slice(args, strip, block / kSliceBlocks, token0, sums);
+    if (lane_id() == 0) barrier_arrive(shared.empty + ring.at);
+  };
+  // BF16 weights are operand A as they lie in memory: the next ones must not arrive in registers
+  // that products still read, which the compiler does not see to.
+  constexpr bool kLoadsEarly = kKind != LinearKind::kBf16;
+  RingPosition ring;
+  WeightBlock<kKind> w;
+  if (tiles.first < tiles.count)
+    reader_of(strip_of(args, tiles.first % args.tiles, warp)).load(0, w);
+  for (int t = tiles.first; t < tiles.count; t += tiles.step) {
+    const TileStrip strip = strip_of(args, t % args.tiles, warp);
+    const StripReader<kKind> reader = reader_of(strip);
+    const auto load_next = [&](int block) {
+      if (block + 1 < blocks)
+        reader.load(block + 1, w);
+      else if (t + tiles.step < tiles.count)
+        reader_of(strip_of(args, (t + tiles.step) % args.tiles, warp)).load(0, w);
+    };
+    Sums sums = {};
+    for (int block = 0; block < blocks; ++block) {
+      std::uint32_t a[kSteps / 2][2][4];
 #pragma unroll
-      for (int n = 0; n < 16; ++n)
+      for (int pair = 0; pair < kSteps / 2; ++pair) decode_pair<kKind>(w, pair, a[pair]);
+      const float scale[2] = {__uint_as_float(w.scale[0]), __uint_as_float(w.scale[1])};
+      Sums products;
+      const RingPosition first = ring;
+      barrier_wait(shared.full + ring.at, ring.parity);
+      wgmma_fence();
+      multiply_half<kKind>(a, 0, stages + ring.at * Shared::kStride, products);
+      ring.next(kStages);
+      barrier_wait(shared.full + ring.at, ring.parity);
+      multiply_half<kKind>(a, 1, stages + ring.at * Shared::kStride, products);
+      if constexpr (kLoadsEarly) load_next(block);
+      wgmma_wait<1>();
+      release(first);
+      wgmma_wait<0>();
+      keep_sums(products);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+      for (int step = 0; step < kSteps; ++step) keep_operand(a[step / 2][step % 2]);
+      if constexpr (!kLoadsEarly) load_next(block);
+      add_products<kKind>(
+          products, scale,
+          reinterpret_cast<const float*>(shared.stages + ring.at * Shared::kStride + kHalfBytes),
+          sums);
+      release(ring);
+      ring.next(kStages);
+      if ((block + 1) % kSliceBlocks == 0 || block + 1 == blocks) {
+        add_slice(args, strip, block / kSliceBlocks, t / args.tiles * kTokens, shared, sums);
+#pragma unroll
+        for (int n = 0; n < 16; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+      }
     }
   }
 }
@@ -257,15 +350,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   wait_for_previous();
-  const int token0 = static_cast<int>(blockIdx.y) * kTokens;
   const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
   if (warp < 4) {
     lower_registers<kCopyRegisters>();
-    if (threadIdx.x == 0)
-      copy_all(blobs, args, strip_of(args, static_cast<int>(blockIdx.x), 0).group, blocks, shared);
+    if (threadIdx.x == 0) copy_all(blobs, args, blocks, shared);
   } else {
     raise_registers<kProductRegisters>();
-    multiply_all<kKind>(args, warp - 4, token0, blocks, shared);
+    multiply_all<kKind>(args, warp - 4, blocks, shared);
   }
 }
 
@@ -276,6 +367,8 @@ template <LinearKind kKind>
 void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
   static const bool allowed = (allow_shared(tiles_kernel<kKind>, Shared::kBytes), true);
   (void)allowed;
+  static const auto multiprocessors = static_cast<unsigned>(
+      resident_clusters(tiles_kernel<kKind>, {.block = kThreads, .shared = Shared::kBytes}));
   const int blocks = ceil_div(args.cols, kLinearBlock);
   const std::int64_t tile_bytes = std::int64_t{args.groups} * blocks * kBlobBytes;
   const int at_once = static_cast<int>(scratch.bytes / tile_bytes) * kTokens;
@@ -289,7 +382,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
             .block = kSplitWarps * kWarp},
            stream, some, blobs);
     launch(tiles_kernel<kKind>,
-           {.grid = dim3(static_cast<unsigned>(args.tiles), tiles),
+           {.grid = std::min(static_cast<unsigned>(args.tiles) * tiles, multiprocessors),
             .block = kThreads,
             .shared = Shared::kBytes},
            stream, some, blobs);
