@@ -17,6 +17,18 @@ struct DeepseekV4::Step {
   }
 };
 
+// The residual streams, and the output of the last sub-layer, which the next one's site mixes into
+// them.
+struct DeepseekV4::Residual {
+  Tensor streams;  // [T, hc, D]
+  Tensor f;        // [T, D]
+  Tensor post;     // F32 [T, hc]
+  Tensor comb;     // F32 [T, hc, hc]
+  bool has_output = false;
+
+  op::HcPost update() const { return {.f = f, .post = post, .comb = comb, .streams = streams}; }
+};
+
 DeepseekV4::DeepseekV4(const V4Config& config, const ModelWeights& weights, Numerics numerics)
     : config_(config), weights_(weights), numerics_(numerics) {
   const std::int64_t index_width = config.index_head_dim;
@@ -49,9 +61,11 @@ void DeepseekV4::forward(Ops& ops, Arena& arena, const Batch& batch, const KvCac
   const Step step{ops, arena, batch};
   ops.scope("embed", -1);
   ops.embed({.ids = batch.token_ids, .table = weights_.embed, .streams = streams});
+  Residual residual = make_residual(step, streams);
   for (std::int64_t l = 0; l < config_.num_layers; ++l) {
-    block(step, l, weights_.layers[static_cast<std::size_t>(l)], cache.layer(l), streams);
+    block(step, l, weights_.layers[static_cast<std::size_t>(l)], cache.layer(l), residual);
   }
+  leave(step, residual);
   ops.scope("head", -1);
   head(step, weights_.hc_head, weights_.norm, streams, logit_rows, logits);
 }
@@ -73,42 +87,63 @@ void DeepseekV4::forward_mtp(Ops& ops, Arena& arena, const Batch& next, const Kv
   ops.linear({.x = h, .w = w.h_proj.get(), .out = streams.reshaped({tokens * hc, width})});
   ops.add_to_streams({.e = linear(step, e, *w.e_proj), .streams = streams});
 
-  block(step, config_.num_layers + m, w.layer, cache.mtp(m), streams);
+  Residual residual = make_residual(step, streams);
+  block(step, config_.num_layers + m, w.layer, cache.mtp(m), residual);
+  leave(step, residual);
   ops.scope("mtp_head", config_.num_layers + m);
   head(step, w.hc_head, w.norm, streams, logit_rows, logits);
 }
 
-// One transformer block: two sub-layers, each between hc_pre and hc_post.
-void DeepseekV4::block(const Step& step, std::int64_t layer, const LayerWeights& w,
-                       const LayerCache& cache, Tensor streams) const {
+DeepseekV4::Residual DeepseekV4::make_residual(const Step& step, Tensor streams) const {
   const std::int64_t tokens = step.rows(), hc = config_.hc_mult;
-  const auto sub_layer = [&](const char* part, const HcWeights& hc_weights, Tensor norm_weight,
+  return {.streams = streams,
+          .f = step.make({tokens, config_.hidden_size}),
+          .post = step.make_f32({tokens, hc}),
+          .comb = step.make_f32({tokens, hc, hc})};
+}
+
+void DeepseekV4::enter(const Step& step, const HcWeights& weights, Tensor norm_weight,
+                       Residual& residual, Tensor out) const {
+  const auto norm_eps = static_cast<float>(config_.rms_norm_eps);
+  const op::HcPreNorm next{.pre = {.streams = residual.streams,
+                                   .weights = weights,
+                                   .sinkhorn_iters = static_cast<int>(config_.hc_sinkhorn_iters),
+                                   .hc_eps = static_cast<float>(config_.hc_eps),
+                                   .norm_eps = norm_eps,
+                                   .out = out,
+                                   .post = residual.post,
+                                   .comb = residual.comb},
+                           .norm_weight = norm_weight,
+                           .eps = norm_eps};
+  if (residual.has_output)
+    step.ops.hc_post_pre_norm({.post = residual.update(), .next = next});
+  else
+    step.ops.hc_pre_norm(next);
+  residual.has_output = true;
+}
+
+void DeepseekV4::leave(const Step& step, const Residual& residual) const {
+  if (residual.has_output) step.ops.hc_post(residual.update());
+}
+
+// One transformer block: two sub-layers, each behind a site of the residual streams.
+void DeepseekV4::block(const Step& step, std::int64_t layer, const LayerWeights& w,
+                       const LayerCache& cache, Residual& residual) const {
+  const auto sub_layer = [&](const char* part, const HcWeights& site, Tensor norm_weight,
                              auto&& body) {
     const Arena::Scope scope(step.arena);
     step.ops.scope(part, layer);
-    Tensor y = step.make({tokens, config_.hidden_size});
-    Tensor post = step.make_f32({tokens, hc});
-    Tensor comb = step.make_f32({tokens, hc, hc});
-    const auto norm_eps = static_cast<float>(config_.rms_norm_eps);
-    step.ops.hc_pre_norm({.pre = {.streams = streams,
-                                  .weights = hc_weights,
-                                  .sinkhorn_iters = static_cast<int>(config_.hc_sinkhorn_iters),
-                                  .hc_eps = static_cast<float>(config_.hc_eps),
-                                  .norm_eps = norm_eps,
-                                  .out = y,
-                                  .post = post,
-                                  .comb = comb},
-                          .norm_weight = norm_weight,
-                          .eps = norm_eps});
-    Tensor f = body(y);
-    step.ops.hc_post({.f = f, .post = post, .comb = comb, .streams = streams});
+    Tensor x = step.make({step.rows(), config_.hidden_size});
+    enter(step, site, norm_weight, residual, x);
+    body(x);
   };
-  sub_layer("attn", w.hc_attn, w.attn_norm, [&](Tensor x) { return attention(step, w, cache, x); });
-  sub_layer("ffn", w.hc_ffn, w.ffn_norm, [&](Tensor x) { return moe(step, w.ffn, x); });
+  sub_layer("attn", w.hc_attn, w.attn_norm,
+            [&](Tensor x) { attention(step, w, cache, x, residual.f); });
+  sub_layer("ffn", w.hc_ffn, w.ffn_norm, [&](Tensor x) { moe(step, w.ffn, x, residual.f); });
 }
 
-Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerCache& cache,
-                             Tensor x) const {
+void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerCache& cache,
+                           Tensor x, Tensor out) const {
   const AttentionWeights& a = w.attn;
   const Batch& batch = step.batch;
   const std::int64_t tokens = step.rows(), heads = config_.num_heads, n = config_.head_dim;
@@ -148,45 +183,47 @@ Tensor DeepseekV4::attention(const Step& step, const LayerWeights& w, const Laye
   Tensor q = step.make({tokens, heads, n}), index_q;
   op::Linears of_qr{.x = qr};
   of_qr.add(*a.wq_b, q.reshaped({tokens, heads * n}));
-  op::NormRope turn{
-      .rows = {{{.x = q, .inv_freq = inv_freq}}}, .eps = eps, .positions = batch.positions};
+  op::AttentionInputs inputs{.queries = {.rows = {{{.x = q, .inv_freq = inv_freq}}},
+                                         .eps = eps,
+                                         .positions = batch.positions}};
   if (w.ratio == 4) {
     index_q = step.make({tokens, config_.index_num_heads, config_.index_head_dim});
     of_qr.add(*a.indexer.wq_b, index_q.reshaped({tokens, a.indexer.wq_b->rows}));
-    turn.rows[1] = {.x = index_q,
-                    .norm = false,
-                    .inv_freq = inv_freq,
-                    .grid = numerics_.sim ? CacheGrid::kIndex : CacheGrid::kNone};
-    turn.count = 2;
+    inputs.queries.rows[1] = {.x = index_q,
+                              .norm = false,
+                              .inv_freq = inv_freq,
+                              .grid = numerics_.sim ? CacheGrid::kIndex : CacheGrid::kNone};
+    inputs.queries.count = 2;
   }
   step.ops.linears(of_qr);
-  step.ops.norm_rope(turn);
-
-  Tensor selected;
   if (w.ratio > 0)
-    compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, entry);
-  if (w.ratio == 4) {
-    compress(step, a.indexer.compressor, cache.index_compressor, cache.index_keys,
-             CacheGrid::kIndex, key);
-    selected = select_entries(step, cache, index_q, head_weights);
-  }
+    inputs.compressors[0] =
+        compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, entry);
+  if (w.ratio == 4)
+    inputs.compressors[1] = compress(step, a.indexer.compressor, cache.index_compressor,
+                                     cache.index_keys, CacheGrid::kIndex, key);
+  inputs.count = w.ratio == 0 ? 0 : w.ratio == 4 ? 2 : 1;
+  step.ops.attention_inputs(inputs);
+  Tensor selected;
+  if (w.ratio == 4) selected = select_entries(step, cache, index_q, head_weights);
 
   Tensor o = step.make({tokens, heads, n});
-  step.ops.attend({.batch = batch,
-                   .q = q,
-                   .latents = kv,
-                   .ring = cache.ring,
-                   .entries = cache.entries,
-                   .selected = selected,
-                   .sinks = a.sinks,
-                   .inv_freq = inv_freq,  // values carried their rotation into the output
-                   .out = o});
-  step.ops.kv_store({.batch = batch, .latents = kv, .ring = cache.ring});
+  step.ops.attend_store(
+      {.attend = {.batch = batch,
+                  .q = q,
+                  .latents = kv,
+                  .ring = cache.ring,
+                  .entries = cache.entries,
+                  .selected = selected,
+                  .sinks = a.sinks,
+                  .inv_freq = inv_freq,  // values carried their rotation into the output
+                  .out = o}});
 
   Tensor u = step.make({tokens, groups, config_.o_lora_rank});
   step.ops.grouped_linear(
       {.x = o.reshaped({tokens, groups, heads / groups * n}), .w = a.wo_a.get(), .out = u});
-  return linear(step, u.reshaped({tokens, groups * config_.o_lora_rank}), *a.wo_b);
+  step.ops.linear(
+      {.x = u.reshaped({tokens, groups * config_.o_lora_rank}), .w = a.wo_b.get(), .out = out});
 }
 
 // The lightning indexer: keys of its own compressor, rotated queries from qr, head weights from x.
@@ -211,22 +248,22 @@ DeepseekV4::CompressorInputs DeepseekV4::add_compressor(const Step& step,
   return inputs;
 }
 
-void DeepseekV4::compress(const Step& step, const CompressorWeights& w,
-                          const CompressorState& state, const RowPool& entries, CacheGrid grid,
-                          const CompressorInputs& inputs) const {
-  step.ops.compress({.batch = step.batch,
-                     .values = inputs.values,
-                     .scores = inputs.scores,
-                     .bias = w.ape,
-                     .norm_weight = w.norm,
-                     .inv_freq = weights_.compress_inv_freq,
-                     .eps = static_cast<float>(config_.rms_norm_eps),
-                     .grid = numerics_.sim ? grid : CacheGrid::kNone,
-                     .state = state,
-                     .entries = entries});
+op::Compress DeepseekV4::compress(const Step& step, const CompressorWeights& w,
+                                  const CompressorState& state, const RowPool& entries,
+                                  CacheGrid grid, const CompressorInputs& inputs) const {
+  return {.batch = step.batch,
+          .values = inputs.values,
+          .scores = inputs.scores,
+          .bias = w.ape,
+          .norm_weight = w.norm,
+          .inv_freq = weights_.compress_inv_freq,
+          .eps = static_cast<float>(config_.rms_norm_eps),
+          .grid = numerics_.sim ? grid : CacheGrid::kNone,
+          .state = state,
+          .entries = entries};
 }
 
-Tensor DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x) const {
+void DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x, Tensor out) const {
   const std::int64_t tokens = step.rows(), k = config_.experts_per_token;
   const auto limit = static_cast<float>(config_.swiglu_limit);
   Tensor scores = step.make_f32({tokens, config_.num_experts});
@@ -248,7 +285,6 @@ Tensor DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x) const {
                   .weights = weights});
 
   // The shared expert first; the routed ones add to it.
-  Tensor out = step.make({tokens, w.shared_w2->rows});
   step.ops.swiglu_linear(
       {.gate = gate, .up = up, .limit = limit, .w = w.shared_w2.get(), .out = out});
   step.ops.experts({.batch = step.batch,
@@ -259,7 +295,6 @@ Tensor DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x) const {
                     .limit = limit,
                     .activations = numerics_.expert_activations,
                     .out = out});
-  return out;
 }
 
 void DeepseekV4::head(const Step& step, const HcWeights& hc_head, Tensor norm_weight,

@@ -39,22 +39,31 @@ class DeepseekV4 {
 
  private:
   struct Step;  // what every block of one step shares
+  struct Residual;
   struct CompressorInputs {
     Tensor values, scores;  // F32 [T, c·W]
   };
 
+  /// The residual of a step on `streams`, with nothing to be mixed in yet.
+  Residual make_residual(const Step& step, Tensor streams) const;
+  /// Mixes in what the sub-layer before has put out, and gives the input of the next one.
+  void enter(const Step& step, const HcWeights& weights, Tensor norm_weight, Residual& residual,
+             Tensor out) const;
+  /// Mixes in what the last sub-layer has put out.
+  void leave(const Step& step, const Residual& residual) const;
   void block(const Step& step, std::int64_t layer, const LayerWeights& w, const LayerCache& cache,
-             Tensor streams) const;
-  Tensor attention(const Step& step, const LayerWeights& w, const LayerCache& cache,
-                   Tensor x) const;
+             Residual& residual) const;
+  void attention(const Step& step, const LayerWeights& w, const LayerCache& cache, Tensor x,
+                 Tensor out) const;
   Tensor select_entries(const Step& step, const LayerCache& cache, Tensor q,
                         Tensor head_weights) const;
   /// Adds a compressor's two projections to those of x.
   CompressorInputs add_compressor(const Step& step, const CompressorWeights& w,
                                   op::Linears& of_x) const;
-  void compress(const Step& step, const CompressorWeights& w, const CompressorState& state,
-                const RowPool& entries, CacheGrid grid, const CompressorInputs& inputs) const;
-  Tensor moe(const Step& step, const FfnWeights& w, Tensor x) const;
+  op::Compress compress(const Step& step, const CompressorWeights& w, const CompressorState& state,
+                        const RowPool& entries, CacheGrid grid,
+                        const CompressorInputs& inputs) const;
+  void moe(const Step& step, const FfnWeights& w, Tensor x, Tensor out) const;
   void head(const Step& step, const HcWeights& hc_head, Tensor norm, Tensor streams,
             Tensor logit_rows, Tensor logits) const;
   Tensor norm(const Step& step, Tensor x, Tensor weight) const;

@@ -223,6 +223,24 @@ void check_shapes(const op::NormRope& a) {
   }
 }
 
+void check_shapes(const op::HcPostPreNorm& a) {
+  check_shapes(a.post);
+  check_shapes(a.next);
+  QT_CHECK(a.post.streams.data() == a.next.pre.streams.data(),
+           "hc_post_pre_norm: of different streams");
+}
+
+void check_shapes(const op::AttentionInputs& a) {
+  check_shapes(a.queries);
+  QT_CHECK(a.count >= 0 && a.count <= a.kMost, "attention_inputs: of {} compressors", a.count);
+  for (int i = 0; i < a.count; ++i) check_shapes(a.compressors[static_cast<std::size_t>(i)]);
+}
+
+void check_shapes(const op::AttendStore& a) {
+  check_shapes(a.attend);
+  check_shapes(a.store());
+}
+
 void CheckOps::after(const OpCall& call) {
   if (!finite_) return;
   const StepGuardPause pause(nullptr);

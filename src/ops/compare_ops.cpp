@@ -76,7 +76,8 @@ class CompareOps::Mirror {
             .positions = in(b.positions),
             .slots = in(b.slots),
             .first_rows = in(b.first_rows),
-            .block_table = in(b.block_table)};
+            .block_table = in(b.block_table),
+            .is_decode = b.is_decode};
   }
   HcWeights hc(const HcWeights& w) {
     return {.fn = constant(w.fn), .base = constant(w.base), .scale = constant(w.scale)};
@@ -388,6 +389,14 @@ op::HcPreNorm mirrored(op::HcPreNorm a, M& m) {
 }
 
 template <class M>
+op::HcPostPreNorm mirrored(op::HcPostPreNorm a, M& m) {
+  a.post = mirrored(a.post, m);
+  a.next = mirrored(a.next, m);
+  a.next.pre.streams = a.post.streams;
+  return a;
+}
+
+template <class M>
 op::NormRope mirrored(op::NormRope a, M& m) {
   a.positions = m.in(a.positions);
   for (int i = 0; i < a.count; ++i) {
@@ -397,6 +406,23 @@ op::NormRope mirrored(op::NormRope a, M& m) {
     rows.inv_freq = m.constant(rows.inv_freq);
   }
   return a;
+}
+
+template <class M>
+op::AttentionInputs mirrored(op::AttentionInputs a, M& m) {
+  a.queries = mirrored(a.queries, m);
+  for (int i = 0; i < a.count; ++i) {
+    auto& compressor = a.compressors[static_cast<std::size_t>(i)];
+    compressor = mirrored(compressor, m);
+  }
+  return a;
+}
+
+template <class M>
+op::AttendStore mirrored(const op::AttendStore& a, M& m) {
+  op::AttendStore mirror{.attend = mirrored(a.attend, m)};
+  mirror.attend.ring = m.written("ring", a.attend.ring, row_width(a.attend.latents));
+  return mirror;
 }
 
 }  // namespace

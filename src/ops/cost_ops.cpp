@@ -157,6 +157,12 @@ OpCost cost_of(const op::HcPreNorm& a, std::int64_t context) {
           .flops = pre.flops + 4 * elements(a.pre.out)};
 }
 
+OpCost cost_of(const op::HcPostPreNorm& a, std::int64_t context) {
+  const OpCost post = cost_of(a.post, context), next = cost_of(a.next, context);
+  return {.bytes = post.bytes + next.bytes - bytes({a.post.streams}),  // read once for both
+          .flops = post.flops + next.flops};
+}
+
 OpCost cost_of(const op::NormRope& a, std::int64_t) {
   OpCost cost;
   for (int i = 0; i < a.count; ++i) {
@@ -165,6 +171,21 @@ OpCost cost_of(const op::NormRope& a, std::int64_t) {
     cost.flops += 7 * elements(r.x);
   }
   return cost;
+}
+
+OpCost cost_of(const op::AttentionInputs& a, std::int64_t context) {
+  OpCost cost = cost_of(a.queries, context);
+  for (int i = 0; i < a.count; ++i) {
+    const OpCost more = cost_of(a.compressors[static_cast<std::size_t>(i)], context);
+    cost.bytes += more.bytes;
+    cost.flops += more.flops;
+  }
+  return cost;
+}
+
+OpCost cost_of(const op::AttendStore& a, std::int64_t context) {
+  const OpCost attend = cost_of(a.attend, context), store = cost_of(a.store(), context);
+  return {.bytes = attend.bytes + store.bytes, .flops = attend.flops};
 }
 
 OpCost cost_of(const op::AddToStreams& a, std::int64_t) {

@@ -69,6 +69,22 @@ struct HcPreNorm {
   }
 };
 
+// hc_post of a sub-layer, then hc_pre_norm of the next one on the same streams, whose post and comb
+// may be those of the first
+struct HcPostPreNorm {
+  static constexpr const char* kName = "hc_post_pre_norm";
+  HcPost post;
+  HcPreNorm next;
+  template <class F>
+  void fields(F&& v) const {
+    v.in("f", post.f);
+    v.out("streams", post.streams);
+    v.out("out", next.pre.out);
+    v.out("post", next.pre.post);
+    v.out("comb", next.pre.comb);
+  }
+};
+
 // rms_norm over the innermost dimension, rope, round_to_grid of one or two arrays, each step where
 // it is asked for; in place
 struct NormRope {
@@ -91,6 +107,34 @@ struct NormRope {
     f.in("positions", positions);
     f.out("x", rows[0].x);
     if (count > 1) f.out("x1", rows[1].x);
+  }
+};
+
+// What attention needs beside the latents: norm_rope of the queries, and up to two compressors
+struct AttentionInputs {
+  static constexpr const char* kName = "attention_inputs";
+  NormRope queries;
+  static constexpr int kMost = 2;
+  std::array<Compress, kMost> compressors{};
+  int count = 0;
+  template <class F>
+  void fields(F&& f) const {
+    queries.fields(f);
+    if (count > 0) compressors[0].fields(f);
+    if (count > 1) compressors[1].fields(f);
+  }
+};
+
+// attend, then kv_store of its latents into its ring
+struct AttendStore {
+  static constexpr const char* kName = "attend_store";
+  Attend attend;
+  KvStore store() const {
+    return {.batch = attend.batch, .latents = attend.latents, .ring = attend.ring};
+  }
+  template <class F>
+  void fields(F&& f) const {
+    attend.fields(f);
   }
 };
 

@@ -21,6 +21,11 @@ void Ops::hc_pre_norm(const op::HcPreNorm& args) {
   rms_norm({.x = args.pre.out, .weight = args.norm_weight, .eps = args.eps, .out = args.pre.out});
 }
 
+void Ops::hc_post_pre_norm(const op::HcPostPreNorm& args) {
+  hc_post(args.post);
+  hc_pre_norm(args.next);
+}
+
 void Ops::norm_rope(const op::NormRope& args) {
   for (int i = 0; i < args.count; ++i) {
     const auto& r = args.rows[static_cast<std::size_t>(i)];
@@ -29,6 +34,16 @@ void Ops::norm_rope(const op::NormRope& args) {
     if (r.grid != CacheGrid::kNone)
       round_to_grid({.x = r.x, .grid = r.grid, .rope_dim = r.rope_dim});
   }
+}
+
+void Ops::attention_inputs(const op::AttentionInputs& args) {
+  norm_rope(args.queries);
+  for (int i = 0; i < args.count; ++i) compress(args.compressors[static_cast<std::size_t>(i)]);
+}
+
+void Ops::attend_store(const op::AttendStore& args) {
+  attend(args.attend);
+  kv_store(args.store());
 }
 
 }  // namespace quatrain

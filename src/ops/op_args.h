@@ -24,6 +24,8 @@ struct Batch {
   Tensor slots;        // I32 [T] sequence slot, −1 for padding
   Tensor first_rows;   // I32 [T] the first row of the same sequence in this step
   Tensor block_table;  // I32 [slots, blocks]: block b of a sequence → block of the pools
+  /// No sequence has more than one row: what only longer chunks need may be left out.
+  bool is_decode = false;
 
   std::int64_t rows() const { return token_ids.dim(0); }
 };

@@ -38,11 +38,14 @@
   X(Sample, sample)
 
 /// Those made of plain ones (fused_args.h), which a backend may do in one go.
-#define QT_FOR_EACH_FUSED_OP(X)  \
-  X(Linears, linears)            \
-  X(SwiGluLinear, swiglu_linear) \
-  X(HcPreNorm, hc_pre_norm)      \
-  X(NormRope, norm_rope)
+#define QT_FOR_EACH_FUSED_OP(X)        \
+  X(Linears, linears)                  \
+  X(SwiGluLinear, swiglu_linear)       \
+  X(HcPreNorm, hc_pre_norm)            \
+  X(HcPostPreNorm, hc_post_pre_norm)   \
+  X(NormRope, norm_rope)               \
+  X(AttentionInputs, attention_inputs) \
+  X(AttendStore, attend_store)
 
 #define QT_FOR_EACH_OP(X) \
   QT_FOR_EACH_PLAIN_OP(X) \

@@ -22,6 +22,9 @@ class TapOps final : public Interceptor {
     const StepGuardPause pause(nullptr);
     const std::string_view name = call.name;
     if (name == "hc_post" && part() == "ffn") append(call, "streams", streams[layer()]);
+    // The next layer's first site brings the streams of this one up to date.
+    if (name == "hc_post_pre_norm" && part() == "attn")
+      append(call, "streams", streams[layer() - 1]);
     if (name == "route") append(call, "ids", experts[layer()]);
   }
 

@@ -138,6 +138,7 @@ void ModelRunner::record_decode_steps(const LoadEvents::Progress& progress) {
   const std::vector<std::int64_t> buckets = decode_buckets(options_);
   for (const std::int64_t rows : buckets) {
     lay_out(rows, rows);
+    is_decode_ = true;
     rows_ = wanted_rows_ = 0;
     pad_rows(rows);
     ops_.upload(inputs_, host_inputs_.data());
@@ -158,7 +159,8 @@ Batch ModelRunner::batch(std::int64_t rows) const {
           .positions = positions_.rows(0, rows),
           .slots = slots_.rows(0, rows),
           .first_rows = first_rows_.rows(0, rows),
-          .block_table = block_table_};
+          .block_table = block_table_,
+          .is_decode = is_decode_};
 }
 
 void ModelRunner::check(std::span<const SequenceChunk> chunks) const {
@@ -202,6 +204,8 @@ void ModelRunner::fill_rows(std::span<const SequenceChunk> chunks, std::int64_t 
     fail("{} rows of logits were asked for, room was made for {}", wanted, options_.max_logit_rows);
   lay_out(std::max(rows, padded), std::max(wanted, padded));
   rows_ = wanted_rows_ = sampled_rows_ = 0;
+  is_decode_ = std::ranges::all_of(
+      chunks, [](const SequenceChunk& chunk) { return chunk.tokens.size() <= 1; });
   for (const SequenceChunk& chunk : chunks) {
     const std::int64_t first = rows_;
     const auto n = static_cast<std::int64_t>(chunk.tokens.size());

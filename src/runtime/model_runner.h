@@ -143,6 +143,7 @@ class ModelRunner {
   std::int64_t rows_ = 0;          // of the last step
   std::int64_t wanted_rows_ = 0;   // of logits
   std::int64_t sampled_rows_ = 0;  // of those
+  bool is_decode_ = false;         // no sequence of the last step had more than one row
 
   // Decode steps of 1, 2, 4, 8, 16, 24, … rows, where the backend can record them.
   struct DecodeStep {

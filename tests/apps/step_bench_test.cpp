@@ -53,8 +53,8 @@ TEST(StepBench, TheBreakdownHoldsEveryOperationOfAStepOnce) {
   }
   EXPECT_EQ(kinds, (std::set<std::string>{"model", "window", "CSA", "HCA"}));
   for (const char* wanted :
-       {"model embed", "model linear head", "CSA linears attn", "HCA attend", "window experts",
-        "CSA hc_pre_norm ffn", "CSA swiglu_linear shared_experts.w2"})
+       {"model embed", "model linear head", "CSA linears attn", "HCA attend_store",
+        "window experts", "CSA hc_post_pre_norm ffn", "CSA swiglu_linear shared_experts.w2"})
     EXPECT_TRUE(operations.contains(wanted)) << wanted;
   EXPECT_FALSE(operations.contains("HCA index_select"));
 }

@@ -80,19 +80,19 @@ TEST_F(Compared, EqualBackendsDoNotDiffer) {
 }
 
 TEST_F(Compared, APlantedFaultIsNamedWithItsLayerAndSize) {
-  FaultyOps faulty(cpu_, "attend", 1, [](std::vector<float>& values) {
+  FaultyOps faulty(cpu_, "attend_store", 1, [](std::vector<float>& values) {
     for (float& v : values) v *= 1.01f;
   });
   const auto& differences = run(faulty);
   const OpDifference* first = first_difference(differences);
   ASSERT_NE(first, nullptr);
-  EXPECT_EQ(first->name, "attend");
+  EXPECT_EQ(first->name, "attend_store");
   EXPECT_EQ(first->layer, 1);
   EXPECT_EQ(first->part, "attn");
   EXPECT_NEAR(first->difference, 0.01, 1e-4);
   // Later operations get the spoiled values on both sides.
   for (const OpDifference& d : differences) {
-    if (d.name == "attend" && d.layer == 1) continue;
+    if (d.name == "attend_store" && d.layer == 1) continue;
     EXPECT_EQ(d.difference, 0) << d.title() << " of layer " << d.layer;
   }
 }

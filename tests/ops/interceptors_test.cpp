@@ -472,6 +472,23 @@ TEST(Tap, KeepsTheStreamsAfterEachLayerAndTheChosenExperts) {
   tap.scope("ffn", 1);
   tap.hc_post({.f = f, .post = post, .comb = comb, .streams = streams});
   EXPECT_TRUE(same_bits(tap.streams[1], streams.values()));
+
+  // The next layer's first site may be what mixes in this layer's last output.
+  const Floats fn(cpu, {8, 6}, Random(5).normals(48)), base(cpu, {8}, Random(6).normals(8));
+  const Floats scale(cpu, {3}, {1, 1, 1}), weight(cpu, {3}, {1, 1, 1}), out(cpu, {2, 3});
+  tap.scope("attn", 3);
+  tap.hc_post_pre_norm({.post = {.f = f, .post = post, .comb = comb, .streams = streams},
+                        .next = {.pre = {.streams = streams,
+                                         .weights = {.fn = fn, .base = base, .scale = scale},
+                                         .sinkhorn_iters = 2,
+                                         .hc_eps = 1e-6f,
+                                         .norm_eps = 1e-6f,
+                                         .out = out,
+                                         .post = post,
+                                         .comb = comb},
+                                 .norm_weight = weight,
+                                 .eps = 1e-6f}});
+  EXPECT_TRUE(same_bits(tap.streams[2], streams.values()));
 }
 
 using GuardDeathTest = ::testing::Test;

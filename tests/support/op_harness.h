@@ -184,6 +184,7 @@ class Step {
         first_row.push_back(padding ? 99999 : first);
         token.push_back(static_cast<std::int32_t>(i % 3));
       }
+      is_decode_ = is_decode_ && (chunk.slot < 0 || chunk.count <= 1);
     }
     const auto n = static_cast<std::int64_t>(slot.size());
     for (const auto* values : {&token, &position, &slot, &first_row})
@@ -199,7 +200,8 @@ class Step {
             .positions = device_[1],
             .slots = device_[2],
             .first_rows = device_[3],
-            .block_table = device_[4]};
+            .block_table = device_[4],
+            .is_decode = is_decode_};
   }
   /// Pool row of entry w of sequence s.
   std::int64_t pool_row(std::int64_t s, std::int64_t w, std::int64_t ratio) const {
@@ -218,6 +220,7 @@ class Step {
     return table;
   }
   std::int64_t blocks_per_slot_ = 0;
+  bool is_decode_ = true;
   std::vector<Ints> device_;
 };
 

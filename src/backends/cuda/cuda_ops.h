@@ -11,6 +11,8 @@
 
 #include <vector>
 
+#include "backends/cuda/launch/attention.h"
+#include "backends/cuda/launch/cache.h"
 #include "backends/cuda/launch/experts.h"
 #include "backends/cuda/launch/linear.h"
 #include "ops/ops.h"
@@ -91,6 +93,11 @@ class CudaOps final : public Ops {
   /// A device copy of host bytes that a packing kernel reads: valid for work issued before the next
   /// call. Load time only; reserve() frees the memory behind it.
   const void* stage(const void* host, std::int64_t bytes);
+  static bool has_norm_rope(const op::NormRope& args);
+  static cuda::NormRopeArgs kernel_args(const op::NormRope& args);
+  static cuda::CompressArgs kernel_args(const op::Compress& args);
+  cuda::AttendArgs kernel_args(const op::Attend& args);
+  void round_to_grids(const op::NormRope& args);
   void product(const cuda::LinearsArgs& args);
   void reserve_experts();
   void reserve_linears();

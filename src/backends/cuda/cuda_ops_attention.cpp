@@ -2,6 +2,7 @@
 // Operations that know sequences and their caches, and the router, from tensors to launches.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/attention.h"
+#include "backends/cuda/launch/attention_inputs.h"
 #include "backends/cuda/launch/cache.h"
 #include "backends/cuda/launch/routing.h"
 #include "backends/cuda/tensor_args.h"
@@ -17,29 +18,42 @@ void CudaOps::kv_store(const op::KvStore& args) {
                      stream_);
 }
 
-void CudaOps::compress(const op::Compress& args) {
+cuda::CompressArgs CudaOps::kernel_args(const op::Compress& args) {
   const int width = extent(args.norm_weight, 0);
   // Packed rows do not tell what they hold; the grid that their values are on does.
   const CacheContent content =
       args.grid == CacheGrid::kIndex ? CacheContent::kIndexKeys : CacheContent::kLatents;
   QT_CHECK(args.entries.rows.dtype() != DType::kU8 || args.grid != CacheGrid::kNone,
            "packed entries hold values on a grid only");
-  cuda::compress({.batch = view_of(args.batch),
-                  .values = f32(args.values),
-                  .scores = f32(args.scores),
-                  .bias = f32(args.bias),
-                  .norm_weight = f32(args.norm_weight),
-                  .inv_freq = f32(args.inv_freq),
-                  .channels = extent(args.values, 1),
-                  .width = width,
-                  .pairs = extent(args.inv_freq, 0),
-                  .eps = args.eps,
-                  .grid = kernel_grid(args.grid),
-                  .capacity = extent(args.state.values, 1),
-                  .state_values = f32(args.state.values),
-                  .state_scores = f32(args.state.scores),
-                  .entries = view_of(args.entries, content, width)},
-                 stream_);
+  return {.batch = view_of(args.batch),
+          .values = f32(args.values),
+          .scores = f32(args.scores),
+          .bias = f32(args.bias),
+          .norm_weight = f32(args.norm_weight),
+          .inv_freq = f32(args.inv_freq),
+          .channels = extent(args.values, 1),
+          .width = width,
+          .pairs = extent(args.inv_freq, 0),
+          .eps = args.eps,
+          .grid = kernel_grid(args.grid),
+          .capacity = extent(args.state.values, 1),
+          .state_values = f32(args.state.values),
+          .state_scores = f32(args.state.scores),
+          .entries = view_of(args.entries, content, width)};
+}
+
+void CudaOps::compress(const op::Compress& args) { cuda::compress(kernel_args(args), stream_); }
+
+void CudaOps::attention_inputs(const op::AttentionInputs& args) {
+  const std::int64_t rows = args.queries.positions.dim(0);
+  if (rows > cuda::kMaxAttentionInputRows || !has_norm_rope(args.queries))
+    return Ops::attention_inputs(args);
+  cuda::AttentionInputsArgs all{
+      .queries = kernel_args(args.queries), .compressors = {}, .count = args.count};
+  for (int i = 0; i < args.count; ++i)
+    all.compressors[i] = kernel_args(args.compressors[static_cast<std::size_t>(i)]);
+  cuda::attention_inputs(all, stream_);
+  round_to_grids(args.queries);
 }
 
 void CudaOps::index_select(const op::IndexSelect& args) {
@@ -62,31 +76,43 @@ void CudaOps::index_select(const op::IndexSelect& args) {
                      stream_);
 }
 
-void CudaOps::attend(const op::Attend& args) {
+cuda::AttendArgs CudaOps::kernel_args(const op::Attend& args) {
   const int width = extent(args.q, 2);
   QT_CHECK(width % 32 == 0 && width <= cuda::kMaxHeadDim,
            "heads of width {}; expected a multiple of 32 up to {}", width, cuda::kMaxHeadDim);
-  const cuda::AttendArgs launch = {.batch = view_of(args.batch),
-                                   .q = f32(args.q),
-                                   .latents = f32(args.latents),
-                                   .ring = cache_rows(args.ring, CacheContent::kLatents, width),
-                                   .entries = view_of(args.entries, CacheContent::kLatents, width),
-                                   .selected = args.selected ? i32(args.selected) : nullptr,
-                                   .sinks = f32(args.sinks),
-                                   .inv_freq = args.inv_freq ? f32(args.inv_freq) : nullptr,
-                                   .pairs = args.inv_freq ? extent(args.inv_freq, 0) : 0,
-                                   .heads = extent(args.q, 1),
-                                   .width = width,
-                                   .window = extent(args.ring, 1),
-                                   .topk = args.selected ? extent(args.selected, 1) : 0,
-                                   .out = f32(args.out),
-                                   .step_rows = step_latents_.data()};
-  if (width != cuda::kLatentWidth || launch.ring.format == cuda::CacheFormat::kF32) {
-    cuda::attend(launch, stream_);
-    return;
-  }
+  return {.batch = view_of(args.batch),
+          .q = f32(args.q),
+          .latents = f32(args.latents),
+          .ring = cache_rows(args.ring, CacheContent::kLatents, width),
+          .entries = view_of(args.entries, CacheContent::kLatents, width),
+          .selected = args.selected ? i32(args.selected) : nullptr,
+          .sinks = f32(args.sinks),
+          .inv_freq = args.inv_freq ? f32(args.inv_freq) : nullptr,
+          .pairs = args.inv_freq ? extent(args.inv_freq, 0) : 0,
+          .heads = extent(args.q, 1),
+          .width = width,
+          .window = extent(args.ring, 1),
+          .topk = args.selected ? extent(args.selected, 1) : 0,
+          .out = f32(args.out),
+          .step_rows = step_latents_.data()};
+}
+
+void CudaOps::attend(const op::Attend& args) {
+  const cuda::AttendArgs launch = kernel_args(args);
+  if (!cuda::has_attend_latent(launch)) return cuda::attend(launch, stream_);
   QT_CHECK(args.batch.rows() <= limits_.rows, "a step of {} rows, where {} were reserved",
            args.batch.rows(), limits_.rows);
+  cuda::attend_latent(launch, stream_);
+}
+
+// A row alone in its sequence does not read the place in the ring that it is stored at.
+void CudaOps::attend_store(const op::AttendStore& args) {
+  cuda::AttendArgs launch = kernel_args(args.attend);
+  launch.stores = true;
+  if (!args.attend.batch.is_decode || !cuda::has_attend_latent(launch))
+    return Ops::attend_store(args);
+  QT_CHECK(args.attend.batch.rows() <= limits_.rows, "a step of {} rows, where {} were reserved",
+           args.attend.batch.rows(), limits_.rows);
   cuda::attend_latent(launch, stream_);
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Operations on single rows, from tensors to launches: embed, hyper-connections, norms, rotations,
 // grids, swiglu, copies.
+#include <algorithm>
+
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/elementwise.h"
 #include "backends/cuda/launch/hyper_connections.h"
@@ -15,7 +17,7 @@ void check_streams(const Tensor& streams) {
   QT_CHECK(streams.dim(2) % 4 == 0, "hidden size {} is no multiple of 4", streams.dim(2));
 }
 
-cuda::HcPreArgs kernel_args(const op::HcPre& args) {
+cuda::HcPreArgs site_args(const op::HcPre& args) {
   return {.streams = f32(args.streams),
           .fn = f32(args.weights.fn),
           .base = f32(args.weights.base),
@@ -29,6 +31,16 @@ cuda::HcPreArgs kernel_args(const op::HcPre& args) {
           .out = f32(args.out),
           .post = f32(args.post),
           .comb = f32(args.comb)};
+}
+
+cuda::HcPostArgs update_args(const op::HcPost& args) {
+  return {.f = f32(args.f),
+          .post = f32(args.post),
+          .comb = f32(args.comb),
+          .rows = extent(args.streams, 0),
+          .hc = extent(args.streams, 1),
+          .width = extent(args.streams, 2),
+          .streams = f32(args.streams)};
 }
 
 }  // namespace
@@ -49,28 +61,35 @@ void CudaOps::embed(const op::Embed& args) {
 
 void CudaOps::hc_pre(const op::HcPre& args) {
   check_streams(args.streams);
-  cuda::hc_pre(kernel_args(args), stream_);
+  cuda::hc_pre(site_args(args), stream_);
 }
 
 void CudaOps::hc_pre_norm(const op::HcPreNorm& args) {
   const Tensor& streams = args.pre.streams;
   check_streams(streams);
   if (!cuda::has_hc_pre_norm(extent(streams, 1), extent(streams, 2))) return Ops::hc_pre_norm(args);
-  cuda::hc_pre_norm(
-      {.pre = kernel_args(args.pre), .norm_weight = f32(args.norm_weight), .eps = args.eps},
-      stream_);
+  cuda::hc_pre_norm({.pre = site_args(args.pre),
+                     .norm_weight = f32(args.norm_weight),
+                     .eps = args.eps,
+                     .update = {}},
+                    stream_);
+}
+
+void CudaOps::hc_post_pre_norm(const op::HcPostPreNorm& args) {
+  const Tensor& streams = args.post.streams;
+  check_streams(streams);
+  if (!cuda::has_hc_pre_norm(extent(streams, 1), extent(streams, 2)))
+    return Ops::hc_post_pre_norm(args);
+  cuda::hc_pre_norm({.pre = site_args(args.next.pre),
+                     .norm_weight = f32(args.next.norm_weight),
+                     .eps = args.next.eps,
+                     .update = update_args(args.post)},
+                    stream_);
 }
 
 void CudaOps::hc_post(const op::HcPost& args) {
   check_streams(args.streams);
-  cuda::hc_post({.f = f32(args.f),
-                 .post = f32(args.post),
-                 .comb = f32(args.comb),
-                 .rows = extent(args.streams, 0),
-                 .hc = extent(args.streams, 1),
-                 .width = extent(args.streams, 2),
-                 .streams = f32(args.streams)},
-                stream_);
+  cuda::hc_post(update_args(args), stream_);
 }
 
 void CudaOps::hc_head(const op::HcHead& args) {
@@ -123,7 +142,13 @@ void CudaOps::round_to_grid(const op::RoundToGrid& args) {
                       stream_);
 }
 
-void CudaOps::norm_rope(const op::NormRope& args) {
+bool CudaOps::has_norm_rope(const op::NormRope& args) {
+  return std::all_of(args.rows.begin(), args.rows.begin() + args.count, [](const auto& r) {
+    return width_of(r.x) % 2 == 0 && width_of(r.x) <= cuda::kMaxNormRopeWidth;
+  });
+}
+
+cuda::NormRopeArgs CudaOps::kernel_args(const op::NormRope& args) {
   cuda::NormRopeArgs all{.arrays = {},
                          .count = args.count,
                          .positions = i32(args.positions),
@@ -131,7 +156,6 @@ void CudaOps::norm_rope(const op::NormRope& args) {
                          .eps = args.eps};
   for (int i = 0; i < args.count; ++i) {
     const auto& r = args.rows[static_cast<std::size_t>(i)];
-    if (width_of(r.x) % 2 != 0) return Ops::norm_rope(args);
     all.arrays[i] = {.x = f32(r.x),
                      .norm = r.norm,
                      .weight = r.weight ? f32(r.weight) : nullptr,
@@ -140,7 +164,16 @@ void CudaOps::norm_rope(const op::NormRope& args) {
                      .width = width_of(r.x),
                      .pairs = r.inv_freq ? extent(r.inv_freq, 0) : 0};
   }
-  cuda::norm_rope(all, stream_);
+  return all;
+}
+
+void CudaOps::norm_rope(const op::NormRope& args) {
+  if (!has_norm_rope(args)) return Ops::norm_rope(args);
+  cuda::norm_rope(kernel_args(args), stream_);
+  round_to_grids(args);
+}
+
+void CudaOps::round_to_grids(const op::NormRope& args) {
   for (int i = 0; i < args.count; ++i) {
     const auto& r = args.rows[static_cast<std::size_t>(i)];
     if (r.grid != CacheGrid::kNone)

@@ -58,7 +58,8 @@ inline cuda::BatchView view_of(const Batch& batch) {
           .first_rows = i32(batch.first_rows),
           .block_table = i32(batch.block_table),
           .blocks_per_slot = extent(batch.block_table, 1),
-          .rows = as_int(batch.rows())};
+          .rows = as_int(batch.rows()),
+          .is_decode = batch.is_decode};
 }
 
 inline cuda::PoolView view_of(const RowPool& pool, CacheContent content, int width) {

@@ -130,6 +130,11 @@ __device__ inline void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Arrives at it without waiting; `threads` counts those that arrive and those that wait.
+__device__ inline void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 /// A ring of `size` buffers: which one is next, and the parity of its barriers.
 struct RingPosition {
   int at = 0;

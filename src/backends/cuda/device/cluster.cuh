@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Thread-block clusters: ranks, the barrier, and reads of a neighbour's shared memory.
+// Thread-block clusters: ranks, the barrier, and accesses to a neighbour's shared memory.
 #pragma once
 
 #include <cstdint>
+
+#include "backends/cuda/device/async_copy.cuh"
 
 namespace quatrain::cuda {
 
@@ -30,10 +32,19 @@ __device__ inline unsigned cluster_count() {
   return count;
 }
 
+/// The barrier in two halves: what a thread wrote to shared memory before its arrival is visible to
+/// all whose wait it lets end. All threads of all blocks take part in both.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 /// All threads of all blocks; what they wrote to shared memory before is visible to all after.
 __device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
 }
 
 /// The address in block `rank` of what has shared address `local` in this one.
@@ -79,6 +90,31 @@ __device__ inline float load_from_rank(const float* local, unsigned rank) {
       : "r"(address), "r"(rank)
       : "memory");
   return value;
+}
+
+/// Writes `value` to where `local` lies in the shared memory of block `rank`, and reports its four
+/// bytes to that block's `barrier`. The block must have initialised it, and must not have ended.
+__device__ inline void send_to_rank(float* local, float value, Barrier* barrier, unsigned rank) {
+  asm volatile(
+      "{ .reg .u32 to, done; mapa.shared::cluster.u32 to, %0, %3; "
+      "mapa.shared::cluster.u32 done, %2, %3; "
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [to], %1, [done]; }" ::"r"(
+          shared_address(local)),
+      "f"(value), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
+}
+
+/// As barrier_wait, for what other blocks of the cluster have sent.
+__device__ inline void barrier_wait_cluster(Barrier* barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
 }
 
 }  // namespace quatrain::cuda

@@ -10,7 +10,7 @@ namespace quatrain::cuda {
 __device__ inline void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 /// Waits until everything enqueued before this kernel has ended and its writes are visible. Only
-/// reads of weights, which no step writes, may come before it.
+/// reads of weights and of the batch's arrays, which no kernel of a step writes, may come before.
 __device__ inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 }  // namespace quatrain::cuda

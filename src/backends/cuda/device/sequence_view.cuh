@@ -51,6 +51,12 @@ class RecentRows {
   int capacity_;
 };
 
+/// Is row r, which is no padding, the only one of its sequence in this step?
+__device__ inline bool is_alone(const BatchView& batch, int r) {
+  return batch.first_rows[r] == r && (r + 1 >= batch.rows || batch.slots[r + 1] != batch.slots[r] ||
+                                      batch.first_rows[r + 1] != r);
+}
+
 /// Is batch row r among the last `capacity` rows of its sequence in this step? Only those are
 /// stored, so no two rows of a step write to the same place.
 __device__ inline bool is_recent(const BatchView& batch, int r, int capacity) {

@@ -59,6 +59,7 @@ struct AttendArgs {
   int topk = 0;
   float* out = nullptr;       // [rows, heads, width]; zeros in padded rows
   void* step_rows = nullptr;  // attend_latent's scratch, F16 [rows, width]
+  bool stores = false;        // attend_latent of a decode step: latents go to their ring as well
 };
 /// One softmax per head over window ∪ entries with a sink. This step's latents are rounded first,
 /// as they will be stored, so that the chunking of a sequence does not change its output.
@@ -67,6 +68,10 @@ void attend(const AttendArgs& args, cudaStream_t stream);
 /// Width of DeepSeek-V4's latents, which have kernels of their own.
 inline constexpr int kLatentWidth = 512;
 
+/// Whether attend_latent() takes it.
+inline bool has_attend_latent(const AttendArgs& args) {
+  return args.width == kLatentWidth && args.ring.format != CacheFormat::kF32;
+}
 /// As attend, for width kLatentWidth and caches that are not FP32: queries, keys and weights are
 /// rounded to F16, sums are FP32. Of the selected entries the first min(topk, visible) are read.
 void attend_latent(const AttendArgs& args, cudaStream_t stream);

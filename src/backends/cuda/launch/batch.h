@@ -14,6 +14,7 @@ struct BatchView {
   const int* block_table = nullptr;  // [slots, blocks_per_slot]
   int blocks_per_slot = 0;
   int rows = 0;
+  bool is_decode = false;  // no sequence has more than one row
 };
 
 enum class CacheFormat : std::uint8_t {

@@ -40,5 +40,7 @@ struct CompressArgs {
 };
 /// Pools the windows that close in this step into entries and keeps the rows of open ones.
 void compress(const CompressArgs& args, cudaStream_t stream);
+/// The part of compress() that follows the pooling: rows of longer chunks are kept.
+void keep_chunks(const CompressArgs& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

@@ -47,9 +47,11 @@ struct RopeArgs {
 /// Rotates the last `pairs` interleaved pairs of every row by ±position·inv_freq, in place.
 void rope(const RopeArgs& args, cudaStream_t stream);
 
+inline constexpr int kMaxNormRopeWidth = 1536;
+
 struct NormRopeArgs {
   struct Array {
-    float* x = nullptr;  // [rows, heads, width]; width even
+    float* x = nullptr;  // [rows, heads, width]; width even, at most kMaxNormRopeWidth
     bool norm = true;
     const float* weight = nullptr;    // [width], or null
     const float* inv_freq = nullptr;  // [pairs]
@@ -63,7 +65,8 @@ struct NormRopeArgs {
   int rows = 0;
   float eps = 0;
 };
-/// rms_norm of every row of the arrays where asked for, then rope, in place.
+/// rms_norm of every row of the arrays where asked for, then rope, in place. The positions are
+/// those of a step.
 void norm_rope(const NormRopeArgs& args, cudaStream_t stream);
 
 enum class Grid : std::uint8_t {

@@ -27,16 +27,6 @@ struct HcPreArgs {
 };
 void hc_pre(const HcPreArgs& args, cudaStream_t stream);
 
-struct HcPreNormArgs {
-  HcPreArgs pre;                       // pre.out receives the normalised rows
-  const float* norm_weight = nullptr;  // [width]
-  float eps = 0;
-};
-/// Whether hc_pre_norm() takes this many streams of this width.
-bool has_hc_pre_norm(int hc, int width);
-/// hc_pre, then rms_norm of its output.
-void hc_pre_norm(const HcPreNormArgs& args, cudaStream_t stream);
-
 struct HcPostArgs {
   const float* f = nullptr;     // [rows, width]
   const float* post = nullptr;  // [rows, hc]
@@ -47,6 +37,17 @@ struct HcPostArgs {
   float* streams = nullptr;  // [rows, hc, width], updated
 };
 void hc_post(const HcPostArgs& args, cudaStream_t stream);
+
+struct HcPreNormArgs {
+  HcPreArgs pre;                       // pre.out receives the normalised rows
+  const float* norm_weight = nullptr;  // [width]
+  float eps = 0;
+  HcPostArgs update;  // of the same streams; f null: none. post and comb may be those of `pre`
+};
+/// Whether hc_pre_norm() takes this many streams of this width.
+bool has_hc_pre_norm(int hc, int width);
+/// hc_post where there is an update, then hc_pre, then rms_norm of its output.
+void hc_pre_norm(const HcPreNormArgs& args, cudaStream_t stream);
 
 struct HcHeadArgs {
   const float* streams = nullptr;  // [rows, hc, width]; width a multiple of 4

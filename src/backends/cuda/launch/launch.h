@@ -3,8 +3,11 @@
 // (programmatic dependent launch; the edge survives stream capture into a graph).
 //
 // The rule: EVERY thread of a kernel launched this way calls wait_for_previous()
-// (device/dependent.cuh) before it touches anything that an earlier kernel writes OR reads. Since
-// all kernels keep it, the end of a kernel implies the end of everything before it. Kernels
+// (device/dependent.cuh) before it touches anything that an earlier kernel writes, and before it
+// writes anything that an earlier kernel reads. So weights and the arrays of a batch, which only
+// copies write, may be read before; a copy on the stream waits for every kernel in front of it, and
+// the kernel behind it for the copy. Since all kernels keep the rule, the end of a kernel implies
+// the end of everything before it. Kernels
 // launched with <<<>>> may stand anywhere between: they start when the kernel before has ended.
 #pragma once
 

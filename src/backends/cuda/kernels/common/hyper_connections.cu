@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // hc_pre, hc_post, hc_head: manifold-constrained hyper-connections (mHC), all in FP32.
 //
-// hc_pre and hc_head take a block per token whose warps share out the rows of `fn`; nothing is
-// tiled over tokens, so `fn` is read once per token (from L2).
+// hc_pre and hc_head take a block per token; nothing is tiled over tokens, so `fn` is read once per
+// token (from L2).
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
@@ -40,6 +40,38 @@ __device__ void mixes(const float* v, int n, const float* fn, int count, float e
   const float factor = rms_factor(m[count], n, eps);
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < count) m[threadIdx.x] *= factor;
+  __syncthreads();
+}
+
+// As mixes() for the few rows of the head: all warps share out the columns.
+__device__ void head_mixes(const float* v, int n, const float* fn, int hc, float eps, float* m) {
+  __shared__ float parts[kMixThreads / kWarp][kMaxStreams + 1];
+  const auto* v4 = reinterpret_cast<const float4*>(v);
+  float sums[kMaxStreams + 1] = {};
+  for (int c = static_cast<int>(threadIdx.x); c < n / 4; c += kMixThreads) {
+    const float4 a = v4[c];
+#pragma unroll
+    for (int i = 0; i <= kMaxStreams; ++i) {
+      float4 b = a;
+      if (i < kMaxStreams && i >= hc) continue;
+      if (i < kMaxStreams)
+        b = reinterpret_cast<const float4*>(fn + static_cast<std::int64_t>(i) * n)[c];
+      sums[i] = fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sums[i]))));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i <= kMaxStreams; ++i) {
+    const float total = warp_sum(sums[i]);
+    if (lane_id() == 0) parts[warp_id()][i] = total;
+  }
+  __syncthreads();
+  if (warp_id() <= kMaxStreams) {
+    const float total = warp_sum(parts[lane_id()][warp_id()]);
+    if (lane_id() == 0) parts[0][warp_id()] = total;
+  }
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < hc)
+    m[threadIdx.x] = parts[0][threadIdx.x] * rms_factor(parts[0][kMaxStreams], n, eps);
   __syncthreads();
 }
 
@@ -125,14 +157,14 @@ __global__ void __launch_bounds__(kMixThreads) hc_pre_kernel(HcPreArgs args) {
 }
 
 __global__ void __launch_bounds__(kMixThreads) hc_head_kernel(HcHeadArgs args) {
-  __shared__ float m[kMaxStreams + 1];
+  __shared__ float m[kMaxStreams];
   __shared__ float pre[kMaxStreams];
   let_next_start();
   wait_for_previous();
   const std::int64_t t = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const float* v = args.streams + t * args.hc * args.width;
-  mixes(v, args.hc * args.width, args.fn, args.hc, args.norm_eps, m);
+  head_mixes(v, args.hc * args.width, args.fn, args.hc, args.norm_eps, m);
   if (thread < args.hc)
     pre[thread] = sigmoid(m[thread] * args.scale[0] + args.base[thread]) + args.hc_eps;
   __syncthreads();

@@ -2,15 +2,18 @@
 // kv_store: this step's last rows of each sequence, into its ring.
 #include <algorithm>
 
-#include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/cache_rows.cuh"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/sequence_view.cuh"
 #include "backends/cuda/launch/cache.h"
+#include "backends/cuda/launch/launch.h"
 
 namespace quatrain::cuda {
 namespace {
 
 __global__ void store_recent_kernel(StoreRecentArgs args) {
+  let_next_start();
+  wait_for_previous();
   const int r = static_cast<int>(blockIdx.x);
   const int slot = args.batch.slots[r];
   if (slot < 0 || !is_recent(args.batch, r, args.capacity)) return;
@@ -24,8 +27,9 @@ __global__ void store_recent_kernel(StoreRecentArgs args) {
 void store_recent(const StoreRecentArgs& args, cudaStream_t stream) {
   if (args.batch.rows == 0) return;
   const int threads = std::min(256, (args.ring.width + 31) / 32 * 32);
-  store_recent_kernel<<<static_cast<unsigned>(args.batch.rows), threads, 0, stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(store_recent_kernel,
+         {.grid = static_cast<unsigned>(args.batch.rows), .block = static_cast<unsigned>(threads)},
+         stream, args);
 }
 
 }  // namespace quatrain::cuda

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// rms_norm, rope, round_to_grid: a block per row or token; norm_rope: a warp per row.
+// rms_norm, rope, round_to_grid: a block per row or token.
+// norm_rope: a warp per row.
 #include <algorithm>
 
 #include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/norm_rope_rows.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/scalar.cuh"
@@ -51,49 +53,11 @@ __global__ void rope_kernel(RopeArgs args) {
 
 constexpr int kHeadsPerBlock = 4;
 
-int blocks_of(const NormRopeArgs::Array& array) {
-  return (array.heads + kHeadsPerBlock - 1) / kHeadsPerBlock;
-}
-
-// Blocks of the second array follow those of the first.
 __global__ void __launch_bounds__(kHeadsPerBlock* kWarp)
-    norm_rope_kernel(NormRopeArgs args, int first_blocks) {
-  extern __shared__ float2 turns[];  // [pairs]
+    norm_rope_kernel(const __grid_constant__ NormRopeArgs args) {
+  extern __shared__ float2 turns[];
   let_next_start();
-  wait_for_previous();
-  const int y = static_cast<int>(blockIdx.y);
-  const NormRopeArgs::Array array = y < first_blocks ? args.arrays[0] : args.arrays[1];
-  const std::int64_t t = blockIdx.x;
-  for (int p = static_cast<int>(threadIdx.x); p < array.pairs; p += blockDim.x)
-    turns[p] = rotation(args.positions[t], array.inv_freq[p], false);
-  __syncthreads();
-  const int head = (y < first_blocks ? y : y - first_blocks) * kHeadsPerBlock + warp_id();
-  if (head >= array.heads) return;
-  auto* row = reinterpret_cast<float2*>(array.x + (t * array.heads + head) * array.width);
-  const auto* weight = reinterpret_cast<const float2*>(array.weight);
-  const int count = array.width / 2;
-  float factor = 1;
-  if (array.norm) {
-    float squares = 0;
-#pragma unroll 8
-    for (int i = lane_id(); i < count; i += kWarp) {
-      const float2 two = row[i];
-      squares = fmaf(two.x, two.x, fmaf(two.y, two.y, squares));
-    }
-    factor = rms_factor(warp_sum(squares), array.width, args.eps);
-  }
-#pragma unroll 8
-  for (int i = lane_id(); i < count; i += kWarp) {
-    const float2 two = row[i];
-    float y2[2] = {two.x * factor, two.y * factor};
-    if (weight != nullptr) {
-      y2[0] *= weight[i].x;
-      y2[1] *= weight[i].y;
-    }
-    const int pair = i - (count - array.pairs);
-    if (pair >= 0) rotate_pair(y2, turns[pair]);
-    row[i] = {y2[0], y2[1]};
-  }
+  norm_rope_block(args, static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.x), turns);
 }
 
 __global__ void round_to_grid_kernel(RoundToGridArgs args) {
@@ -127,14 +91,11 @@ void rope(const RopeArgs& args, cudaStream_t stream) {
 
 void norm_rope(const NormRopeArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  const int first_blocks = blocks_of(args.arrays[0]);
-  const int blocks = first_blocks + (args.count > 1 ? blocks_of(args.arrays[1]) : 0);
-  const int pairs = std::max(args.arrays[0].pairs, args.arrays[1].pairs);
   launch(norm_rope_kernel,
-         {.grid = dim3(static_cast<unsigned>(args.rows), static_cast<unsigned>(blocks)),
+         {.grid = dim3(norm_rope_blocks(args, kHeadsPerBlock), static_cast<unsigned>(args.rows)),
           .block = kHeadsPerBlock * kWarp,
-          .shared = static_cast<std::size_t>(pairs) * sizeof(float2)},
-         stream, args, first_blocks);
+          .shared = norm_rope_scratch(args)},
+         stream, args);
 }
 
 void round_to_grid(const RoundToGridArgs& args, cudaStream_t stream) {

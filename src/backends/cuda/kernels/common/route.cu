@@ -11,52 +11,53 @@ namespace {
 
 constexpr int kWarpsPerBlock = 4;
 
-__device__ unsigned long long warp_max(unsigned long long value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const unsigned long long other = __shfl_xor_sync(kAllLanes, value, offset);
-    value = other > value ? other : value;
-  }
-  return value;
-}
-
-// The id that lane i < k chooses: the i-th largest of score + bias, the lowest id among equals.
-// Candidates are (key, ~id) in one integer, so that one maximum decides both; `keys` is used up.
-__device__ int choose(const RouteArgs& args, const float* score, unsigned* keys) {
+// The id that lane i < k chooses: the i-th largest key, the lowest id among equals. `keys` is used
+// up: a lane reads and clears only its own experts.
+__device__ int choose(const RouteArgs& args, unsigned* keys) {
   const int lane = lane_id();
-  for (int e = lane; e < args.experts; e += kWarp) keys[e] = ordered_key(score[e] + args.bias[e]);
   int mine = 0;
   for (int i = 0; i < args.k; ++i) {
-    unsigned long long best = 0;
+    unsigned best = 0;
+    int id = args.experts;
     for (int e = lane; e < args.experts; e += kWarp) {
-      const unsigned long long candidate =
-          static_cast<unsigned long long>(keys[e]) << 32 | ~static_cast<unsigned>(e);
-      best = candidate > best ? candidate : best;
+      const unsigned key = keys[e];
+      if (key > best) id = e;  // the first of equals
+      best = max(best, key);
     }
-    const int id = static_cast<int>(~static_cast<unsigned>(warp_max(best)));
-    if (id % kWarp == lane) keys[id] = 0;  // a lane reads and clears only its own experts
+    const unsigned largest = __reduce_max_sync(kAllLanes, best);
+    id = static_cast<int>(
+        __reduce_min_sync(kAllLanes, static_cast<unsigned>(best == largest ? id : args.experts)));
+    id = min(id, args.experts - 1);
+    if (id % kWarp == lane) keys[id] = 0;
     if (i == lane) mine = id;
   }
   return mine;
 }
 
 __global__ void route_kernel(RouteArgs args) {
+  extern __shared__ float shared[];  // [kWarpsPerBlock][2][experts]: scores; biases, then keys
   let_next_start();
-  wait_for_previous();
-  extern __shared__ float shared[];  // [kWarpsPerBlock][2][experts]: scores, keys
   const int t = static_cast<int>(blockIdx.x) * kWarpsPerBlock + warp_id();
-  if (t >= args.rows) return;
+  const bool is_row = t < args.rows;
   const int lane = lane_id();
   float* score = shared + 2 * warp_id() * args.experts;
-  auto* keys = reinterpret_cast<unsigned*>(score + args.experts);
-  const float* logits = args.logits + static_cast<long long>(t) * args.experts;
-  for (int e = lane; e < args.experts; e += kWarp) score[e] = sqrt_softplus(logits[e]);
-  __syncwarp();
-
+  float* bias = score + args.experts;
+  auto* keys = reinterpret_cast<unsigned*>(bias);
   int id = 0;
-  if (args.hash_table == nullptr)
-    id = choose(args, score, keys);
-  else if (lane < args.k)
+  if (args.bias != nullptr)
+    for (int e = lane; e < args.experts; e += kWarp) bias[e] = args.bias[e];
+  else if (is_row && lane < args.k)
     id = args.hash_table[static_cast<long long>(args.token_ids[t]) * args.k + lane];
+  wait_for_previous();
+  if (!is_row) return;
+  const float* logits = args.logits + static_cast<long long>(t) * args.experts;
+#pragma unroll 8
+  for (int e = lane; e < args.experts; e += kWarp) {
+    score[e] = sqrt_softplus(logits[e]);
+    if (args.bias != nullptr) keys[e] = ordered_key(score[e] + bias[e]);
+  }
+  if (args.bias != nullptr) id = choose(args, keys);
+  __syncwarp();
 
   // The bias selects only: weights are of the unbiased scores, summed in order of choice.
   const float chosen = score[id];

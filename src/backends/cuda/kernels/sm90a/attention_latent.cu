@@ -15,11 +15,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/latent_keys.cuh"
 #include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
+#include "backends/cuda/launch/launch.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -270,6 +271,8 @@ __device__ void join_totals(Shared& shared, const Sums& sums, float (&totals)[2]
 template <CacheFormat kFormat>
 __global__ void __launch_bounds__(kThreads, 1) attend_row_kernel(AttendArgs args, float scale) {
   extern __shared__ __align__(1024) unsigned char raw[];
+  let_next_start();
+  wait_for_previous();
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   const int r = static_cast<int>(blockIdx.y);
   const int head = static_cast<int>(blockIdx.x) * kHeads;
@@ -362,16 +365,25 @@ __device__ void combine(const AttendArgs& args, Shared& shared, int rank, int he
   }
 }
 
+// Where row r, which is no padding, belongs in the ring viewed as [slots * window, width].
+__device__ std::int64_t ring_row(const AttendArgs& args, int r) {
+  return std::int64_t{args.batch.slots[r]} * args.window + args.batch.positions[r] % args.window;
+}
+
 // Rows of sequences that bring few rows, and padding; `heads_per_block` heads at a time.
 template <CacheFormat kFormat>
-__global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     attend_split_kernel(AttendArgs args, int heads_per_block, float scale) {
   extern __shared__ __align__(1024) unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
+  let_next_start();
   const int rank = static_cast<int>(blockIdx.x);
   const int head = static_cast<int>(blockIdx.y) * heads_per_block;
   const int heads = min(heads_per_block, args.heads - head);
-  for (int r = static_cast<int>(blockIdx.z); r < args.batch.rows; r += gridDim.z) {
+  const int first = static_cast<int>(blockIdx.z);
+  find_turns(args, first, shared);
+  wait_for_previous();
+  for (int r = first; r < args.batch.rows; r += gridDim.z) {
     const std::int64_t at = (std::int64_t{r} * args.heads + head) * kWidth;
     if (args.batch.slots[r] < 0) {
       for (int i = rank * kThreads + static_cast<int>(threadIdx.x); i < heads * kWidth;
@@ -382,7 +394,9 @@ __global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 1)
     if (!is_few(args.batch, r)) continue;
     const RowKeys keys = find_keys(args, r);
     const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
-    find_turns(args, r, shared);
+    if (r != first) find_turns(args, r, shared);
+    if (args.stores && rank == kSplits - 1 && head == 0)
+      store_row(args.ring, ring_row(args, r), args.latents + std::int64_t{r} * kWidth);
     Sums sums;
     sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, tiles * rank / kSplits,
                        tiles * (rank + 1) / kSplits, scale, sums);
@@ -396,6 +410,8 @@ __global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 1)
 // This step's latents in F16, as the cache will hold them: many rows read each of them.
 template <CacheFormat kFormat>
 __global__ void __launch_bounds__(kChunks) convert_step_kernel(AttendArgs args) {
+  let_next_start();
+  wait_for_previous();
   const std::int64_t r = blockIdx.x;
   const int chunk = static_cast<int>(threadIdx.x);
   const Source source = reinterpret_cast<Source>(args.latents + r * kWidth) + kStepTag;
@@ -404,20 +420,19 @@ __global__ void __launch_bounds__(kChunks) convert_step_kernel(AttendArgs args) 
 }
 
 template <CacheFormat kFormat>
-void launch(AttendArgs args, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Shared);
+void launch_format(AttendArgs args, cudaStream_t stream) {
+  constexpr std::size_t kBytes = sizeof(Shared);
   static const bool is_ready = [] {
-    for (const void* kernel : {reinterpret_cast<const void*>(attend_row_kernel<kFormat>),
-                               reinterpret_cast<const void*>(attend_split_kernel<kFormat>)})
-      QT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    allow_shared(attend_row_kernel<kFormat>, kBytes);
+    allow_shared(attend_split_kernel<kFormat>, kBytes);
     return true;
   }();
   (void)is_ready;
   const float scale = kLog2e / std::sqrt(static_cast<float>(kWidth));
   const int rows = args.batch.rows;
   if (rows >= kConvertedRows) {
-    convert_step_kernel<kFormat><<<static_cast<unsigned>(rows), kChunks, 0, stream>>>(args);
-    QT_CUDA(cudaGetLastError());
+    launch(convert_step_kernel<kFormat>, {.grid = static_cast<unsigned>(rows), .block = kChunks},
+           stream, args);
   } else {
     args.step_rows = nullptr;
   }
@@ -426,14 +441,14 @@ void launch(AttendArgs args, cudaStream_t stream) {
   const dim3 split_grid(kSplits,
                         static_cast<unsigned>((args.heads + heads_per_block - 1) / heads_per_block),
                         static_cast<unsigned>(std::min(rows, kMaxRowBlocks)));
-  attend_split_kernel<kFormat>
-      <<<split_grid, kThreads, kBytes, stream>>>(args, heads_per_block, scale);
-  QT_CUDA(cudaGetLastError());
-  if (rows <= kFewRows) return;
+  launch(attend_split_kernel<kFormat>,
+         {.grid = split_grid, .block = kThreads, .shared = kBytes, .cluster_x = kSplits}, stream,
+         args, heads_per_block, scale);
+  if (rows <= kFewRows || args.batch.is_decode) return;
   const dim3 row_grid(static_cast<unsigned>((args.heads + kHeads - 1) / kHeads),
                       static_cast<unsigned>(rows));
-  attend_row_kernel<kFormat><<<row_grid, kThreads, kBytes, stream>>>(args, scale);
-  QT_CUDA(cudaGetLastError());
+  launch(attend_row_kernel<kFormat>, {.grid = row_grid, .block = kThreads, .shared = kBytes},
+         stream, args, scale);
 }
 
 }  // namespace
@@ -442,11 +457,11 @@ void attend_latent(const AttendArgs& args, cudaStream_t stream) {
   if (args.batch.rows == 0) return;
   switch (args.ring.format) {
     case CacheFormat::kBf16:
-      return launch<CacheFormat::kBf16>(args, stream);
+      return launch_format<CacheFormat::kBf16>(args, stream);
     case CacheFormat::kPackedLatent:
-      return launch<CacheFormat::kPackedLatent>(args, stream);
+      return launch_format<CacheFormat::kPackedLatent>(args, stream);
     default:
-      return launch<CacheFormat::kF16>(args, stream);
+      return launch_format<CacheFormat::kF16>(args, stream);
   }
 }
 

@@ -10,11 +10,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/cache_rows.cuh"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
+#include "backends/cuda/launch/launch.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -226,8 +227,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     index_scores_kernel(IndexSelectArgs args, int first_row, float scale) {
   extern __shared__ unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
+  let_next_start();
   const int r = first_row + static_cast<int>(blockIdx.x);
   const int slot = args.batch.slots[r];
+  wait_for_previous();
   if (slot < 0) return;
   const int visible = (args.batch.positions[r] + 1) / args.keys.ratio;
   const int step = static_cast<int>(gridDim.y) * kTileKeys;
@@ -250,19 +253,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <CacheFormat kFormat>
-void launch(const IndexSelectArgs& args, int first_row, int rows, float scale,
-            cudaStream_t stream) {
+void launch_format(const IndexSelectArgs& args, int first_row, int rows, float scale,
+                   cudaStream_t stream) {
   static const bool is_ready = [] {
-    QT_CUDA(cudaFuncSetAttribute(index_scores_kernel<kFormat>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)));
+    allow_shared(index_scores_kernel<kFormat>, sizeof(Shared));
     return true;
   }();
   (void)is_ready;
   const int tiles = (args.score_columns + kTileKeys - 1) / kTileKeys;
   const int per_row = std::min(tiles, (kBlocksWanted + rows - 1) / rows);
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(per_row));
-  index_scores_kernel<kFormat><<<grid, kThreads, sizeof(Shared), stream>>>(args, first_row, scale);
-  QT_CUDA(cudaGetLastError());
+  launch(index_scores_kernel<kFormat>, {.grid = grid, .block = kThreads, .shared = sizeof(Shared)},
+         stream, args, first_row, scale);
 }
 
 }  // namespace
@@ -271,11 +273,11 @@ void index_scores_f16(const IndexSelectArgs& args, int first_row, int rows, floa
                       cudaStream_t stream) {
   switch (args.keys.rows.format) {
     case CacheFormat::kBf16:
-      return launch<CacheFormat::kBf16>(args, first_row, rows, scale, stream);
+      return launch_format<CacheFormat::kBf16>(args, first_row, rows, scale, stream);
     case CacheFormat::kPackedIndexKey:
-      return launch<CacheFormat::kPackedIndexKey>(args, first_row, rows, scale, stream);
+      return launch_format<CacheFormat::kPackedIndexKey>(args, first_row, rows, scale, stream);
     default:
-      return launch<CacheFormat::kF16>(args, first_row, rows, scale, stream);
+      return launch_format<CacheFormat::kF16>(args, first_row, rows, scale, stream);
   }
 }
 

@@ -9,10 +9,11 @@
 
 #include <algorithm>
 
-#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/attention.h"
+#include "backends/cuda/launch/launch.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -23,7 +24,7 @@ constexpr int kDigitBits = 11;  // three digits; the first spreads scores of one
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kMaxBlocks = 8;          // of a cluster
 constexpr int kBlocksAtOnce = 264;     // two per processor
-constexpr int kScoresPerBlock = 2048;  // fewer are not worth another block
+constexpr int kScoresPerBlock = 4096;  // fewer are not worth another block
 
 struct Shared {
   alignas(8) int histogram[2][kDigits];  // by turns: other blocks still read the last one
@@ -34,6 +35,7 @@ struct Shared {
   int equal[kWarps];
   int all_larger;
   int all_equal;
+  float scores[kScoresPerBlock];  // of the block, where they fit
 };
 
 // The digit of the `remaining`-th largest candidate, and how many of that digit are still wanted.
@@ -179,6 +181,8 @@ __device__ void compact(Shared& shared, const float* scores, int begin, int end,
 
 __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, int first_row) {
   __shared__ Shared shared;
+  let_next_start();
+  wait_for_previous();
   const int r = first_row + static_cast<int>(blockIdx.y);
   int* selected = args.selected + std::int64_t{r} * args.topk;
   const int visible = args.batch.slots[r] < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
@@ -194,6 +198,12 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, i
   const int part = (visible + blocks - 1) / blocks;
   const int begin = min(visible, rank * part);
   const int end = min(visible, begin + part);
+  if (end - begin <= kScoresPerBlock) {
+    for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kThreads)
+      shared.scores[i - begin] = scores[i];
+    scores = shared.scores - begin;
+    __syncthreads();
+  }
   compact(shared, scores, begin, end, find_threshold(shared, scores, begin, end, args.topk),
           selected);
 }
@@ -205,17 +215,11 @@ void top_k(const IndexSelectArgs& args, int first_row, int rows, cudaStream_t st
   while (blocks < kMaxBlocks && 2 * blocks * rows <= kBlocksAtOnce &&
          blocks * kScoresPerBlock < args.score_columns)
     blocks *= 2;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  const cudaLaunchConfig_t config = {
-      .gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)),
-      .blockDim = dim3(kThreads),
-      .dynamicSmemBytes = 0,
-      .stream = stream,
-      .attrs = &cluster,
-      .numAttrs = 1};
-  QT_CUDA(cudaLaunchKernelEx(&config, top_k_kernel, args, first_row));
+  launch(top_k_kernel,
+         {.grid = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows)),
+          .block = kThreads,
+          .cluster_x = static_cast<unsigned>(blocks)},
+         stream, args, first_row);
 }
 
 }  // namespace quatrain::cuda
