@@ -261,7 +261,7 @@ def drains(run):
                                    "-n", "4000", "--duration", "3", "--max-concurrency", "48", "--input-len", "8",
                                    "--output-len", "40", "--timeout", "20"], stdout=subprocess.PIPE,
                                   stderr=subprocess.DEVNULL, text=True)
-        while server.load()["running"] < 20:
+        while server.load()["running"] < 20 and loader.poll() is None:
             time.sleep(0.005)
         time.sleep(random.Random(round_number).random() * 0.2)
         code, rest = server.stop()
