@@ -74,13 +74,22 @@ TEST(ExpertsConfig, DependsOnTheProblemAndTheChipAlone) {
       const cuda::DecodeConfig c = config_of(tokens, parts);
       SCOPED_TRACE(cuda::describe(c));
       EXPECT_LE(c.shared_bytes, chip.shared_bytes);
-      EXPECT_GE(c.stages, 3);  // at least 54 KB of weights under way
       EXPECT_EQ(c.blocks, 132);
     }
   EXPECT_EQ(config_of(1, 1).tile_tokens, 8);
+  EXPECT_EQ(config_of(8, 2).tile_tokens, 8);
   EXPECT_EQ(config_of(16, 1).tile_tokens, 16);
   EXPECT_EQ(cuda::decode_max_tokens(6), 256);
-  EXPECT_EQ(cuda::decode_max_tokens(16), 128);
+  EXPECT_EQ(cuda::decode_max_tokens(16), 96);
+  // The most slots, of more experts than any V4 model has.
+  EXPECT_LE(cuda::decode_config({.tokens = cuda::decode_max_tokens(8),
+                                 .k = 8,
+                                 .experts = 512,
+                                 .hidden = 8192,
+                                 .inner = 4096},
+                                chip)
+                .shared_bytes,
+            chip.shared_bytes);
   EXPECT_THROW(cuda::decode_config({.tokens = 1, .k = 1, .experts = 1, .hidden = 64, .inner = 64},
                                    {.multiprocessors = 1, .shared_bytes = 32768}),
                Error);

@@ -139,12 +139,11 @@ class CudaOps final : public Ops {
     Buffer hidden;      // F32 [T * k, I]
     Buffer outputs;     // F32 [T * k, D]; before that, quantised inputs
     // Of packed experts, columns padded to whole chunks:
-    Buffer inputs16;      // BF16 [T, 2 parts, D], or [T * k, 1 part, D]
-    Buffer hidden16;      // BF16 [T * k, 2 parts, I]
-    Buffer sync;          // barrier and flags of the decode kernel
-    Buffer partial_sums;  // of tiles that blocks share
-    Buffer tiles;         // PassTile of the prefill kernel
-    Buffer tile_count;    // I32
+    Buffer inputs16;    // BF16 [T, 2 parts, D], or [T * k, 1 part, D]
+    Buffer hidden16;    // BF16 [T * k, 2 parts, I]
+    Buffer sync;        // barrier and flags of the decode kernel
+    Buffer tiles;       // PassTile of the prefill kernel
+    Buffer tile_count;  // I32
   } experts_;
 };
 

@@ -90,23 +90,11 @@ void CudaOps::reserve_experts() {
   const auto padded = [](std::int64_t n) { return cuda::padded_to(as_int(n), cuda::kChunkCols); };
   experts_.inputs16 = allocate(std::max(2 * limits_.rows, slots) * padded(limits_.hidden_size) * 2);
   experts_.hidden16 = allocate(slots * 2 * padded(limits_.intermediate_size) * 2);
-  const cuda::ChipLimits chip = limits_of(properties_);
-  experts_.sync = allocate(std::int64_t{cuda::decode_sync_words(chip.multiprocessors)} * 4);
+  const std::int64_t most = cuda::decode_max_tokens(as_int(limits_.experts_per_token));
+  experts_.sync =
+      allocate(std::int64_t{cuda::decode_sync_words(as_int(most * limits_.experts_per_token))} * 4);
   QT_CUDA(cudaMemsetAsync(experts_.sync.data(), 0, static_cast<std::size_t>(experts_.sync.bytes()),
                           stream_));
-  std::int64_t partial_bytes = 0;
-  for (const int parts : {1, 2}) {
-    const cuda::ExpertsProblem largest{
-        .tokens = as_int(std::min<std::int64_t>(
-            limits_.rows, cuda::decode_max_tokens(as_int(limits_.experts_per_token)))),
-        .k = as_int(limits_.experts_per_token),
-        .experts = as_int(limits_.num_experts),
-        .hidden = as_int(limits_.hidden_size),
-        .inner = as_int(limits_.intermediate_size),
-        .parts = parts};
-    partial_bytes = std::max(partial_bytes, cuda::decode_config(largest, chip).partial_bytes);
-  }
-  experts_.partial_sums = allocate(partial_bytes);
   experts_.tiles = allocate(cuda::most_pass_tiles(as_int(slots), as_int(limits_.num_experts)) *
                             static_cast<std::int64_t>(sizeof(cuda::PassTile)));
   experts_.tile_count = allocate(4);
@@ -154,9 +142,6 @@ void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
                                                          .inner = as_int(all.intermediate),
                                                          .parts = parts_of(args.activations)},
                                                         limits_of(properties_));
-  QT_CHECK(config.partial_bytes <= experts_.partial_sums.bytes(),
-           "experts: {} bytes of partial sums are reserved, {} are needed",
-           experts_.partial_sums.bytes(), config.partial_bytes);
   cuda::DecodeArgs launch{
       .w = all.view(),
       .routed = routed_tokens(args),
@@ -167,8 +152,7 @@ void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
       .hidden = as<float>(experts_.hidden),
       .outputs = as<float>(experts_.outputs),
       .out = f32(args.out),
-      .scratch = {.sync = as<std::uint32_t>(experts_.sync),
-                  .partial_sums = as<float>(experts_.partial_sums)}};
+      .sync = as<std::uint32_t>(experts_.sync)};
   if (!rounds_inputs(args.activations)) {
     cuda::experts_decode(launch, config, stream_);
     return;

@@ -45,6 +45,20 @@ __device__ inline void barrier_wait(Barrier* barrier, std::uint32_t parity) {
       : "memory");
 }
 
+/// As barrier_wait, suspended for up to a millisecond at a time, so that many warps may wait
+/// without taking issue slots from those that work.
+__device__ inline void barrier_wait_idle(Barrier* barrier, std::uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity), "r"(1000000)
+      : "memory");
+}
+
 /// Whether the phase of the given parity is complete; does not wait.
 __device__ inline bool barrier_test(Barrier* barrier, std::uint32_t parity) {
   std::uint32_t done;
@@ -83,6 +97,21 @@ __device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes
       "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
+}
+
+/// Reads shared memory that copies filled; what a wait for them orders before.
+__device__ inline uint4 load_shared_16(std::uint32_t at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+__device__ inline uint2 load_shared_8(std::uint32_t at) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at) : "memory");
+  return v;
 }
 
 /// Copies 16 bytes past the first-level cache.

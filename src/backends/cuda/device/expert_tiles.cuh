@@ -19,24 +19,27 @@ struct TokenTile {
 struct TileTables {
   TokenTile* tiles;
   std::uint16_t* sorted;  // [T * k] slots by expert, in ascending order within one
+  std::int16_t* ids;      // [T * k] experts of slots, −1 for padding
   std::uint16_t* ranks;   // [T * k] scratch
   int* offsets;           // [E] scratch
 };
 
-/// The expert of a slot, or −1 for padding and slots past the end.
-__device__ inline int expert_of(const RoutedTokens& routed, int slot) {
-  if (slot >= routed.tokens * routed.k) return -1;
-  const int id = routed.ids[slot];
-  return routed.batch_slots[slot / routed.k] < 0 ? -1 : id;
+/// Fills `ids`; `thread` of `threads`, which meet before the list is made.
+__device__ inline void load_ids(const RoutedTokens& routed, const TileTables& t, int thread,
+                                int threads) {
+  for (int slot = thread; slot < routed.tokens * routed.k; slot += threads) {
+    const int id = routed.ids[slot];
+    t.ids[slot] = static_cast<std::int16_t>(routed.batch_slots[slot / routed.k] < 0 ? -1 : id);
+  }
 }
 
 /// As list_token_tiles, for up to 32 slots of which no expert has more than a tile holds; tiles are
 /// in the order of their first slot. Returns −1, with nothing done, when an expert has more.
 template <int kTileTokens>
-__device__ int list_few_tiles(const RoutedTokens& routed, const TileTables& t) {
+__device__ int list_few_tiles(int slots, const TileTables& t) {
   const int lane = lane_id();
   const unsigned before = (1u << lane) - 1u;
-  const int e = expert_of(routed, lane);
+  const int e = lane < slots ? t.ids[lane] : -1;
   const unsigned same = __match_any_sync(kAllLanes, e);
   const int count = e >= 0 ? __popc(same) : 0;
   if (__any_sync(kAllLanes, count > kTileTokens)) return -1;
@@ -51,20 +54,20 @@ __device__ int list_few_tiles(const RoutedTokens& routed, const TileTables& t) {
   return __popc(leaders);
 }
 
-/// Fills the tables and returns the number of tiles. All lanes of one warp call it.
+/// Fills the tables from `ids` and returns the number of tiles. All lanes of one warp call it.
 template <int kTileTokens>
 __device__ int list_token_tiles(const RoutedTokens& routed, int experts, const TileTables& t) {
   const int lane = lane_id();
   const int slots = routed.tokens * routed.k;
   if (slots <= kWarp) {
-    const int few = list_few_tiles<kTileTokens>(routed, t);
+    const int few = list_few_tiles<kTileTokens>(slots, t);
     if (few >= 0) return few;
   }
   for (int e = lane; e < experts; e += kWarp) t.offsets[e] = 0;
   __syncwarp();
   // Rank of each slot within its expert, and counts of experts.
   for (int begin = 0; begin < slots; begin += kWarp) {
-    const int e = expert_of(routed, begin + lane);
+    const int e = begin + lane < slots ? t.ids[begin + lane] : -1;
     const unsigned same = __match_any_sync(kAllLanes, e);
     const int before = e >= 0 ? t.offsets[e] : 0;
     __syncwarp();  // counts are read before they are raised
@@ -97,7 +100,7 @@ __device__ int list_token_tiles(const RoutedTokens& routed, int experts, const T
   }
   __syncwarp();
   for (int slot = lane; slot < slots; slot += kWarp) {
-    const int e = expert_of(routed, slot);
+    const int e = t.ids[slot];
     if (e >= 0) t.sorted[t.offsets[e] + t.ranks[slot]] = static_cast<std::uint16_t>(slot);
   }
   return tiles;

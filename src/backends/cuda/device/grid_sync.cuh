@@ -13,34 +13,52 @@ __device__ inline std::uint32_t load_acquire(const std::uint32_t* p) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
 }
-__device__ inline void store_release(std::uint32_t* p, std::uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+/// For waiting, before a load that acquires.
+__device__ inline std::uint32_t load_relaxed(const std::uint32_t* p) {
+  std::uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
 }
 
-/// Counts its own rounds, so that a grid leaves it as the next one needs it. Zero at first. Those
-/// who wait and those who arrive meet different cache lines.
+/// The same between threads of one block, in shared memory.
+__device__ inline std::uint32_t load_acquire_shared(const std::uint32_t* p) {
+  std::uint32_t value;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
+               : "=r"(value)
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(p)))
+               : "memory");
+  return value;
+}
+__device__ inline void store_release_shared(std::uint32_t* p, std::uint32_t value) {
+  asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(p))),
+               "r"(value)
+               : "memory");
+}
+
+/// Counts arrivals of all its blocks, round after round and around the clock, so that a grid leaves
+/// it as the next one needs it. Zero at first.
 struct alignas(128) GridBarrier {
-  std::uint32_t arrived;
-  alignas(128) std::uint32_t rounds;
+  std::uint32_t arrivals;
 };
 static_assert(sizeof(GridBarrier) == 4 * kGridBarrierWords);
+inline constexpr std::uint32_t kGridRounds = 1024;  // after which the count is zero again
 
-/// Read before this block's first arrival.
+/// Read before this block's first arrival, when no round can end.
 __device__ inline std::uint32_t rounds_so_far(const GridBarrier* barrier) {
-  return load_acquire(&barrier->rounds);
+  return load_relaxed(&barrier->arrivals) / gridDim.x;
 }
 /// One thread per block, after the block's writes are ordered before it by a block barrier.
-__device__ inline void arrive_at(GridBarrier* barrier, int blocks) {
-  __threadfence();
-  if (atomicAdd(&barrier->arrived, 1u) == static_cast<std::uint32_t>(blocks) - 1) {
-    barrier->arrived = 0;
-    store_release(&barrier->rounds, barrier->rounds + 1);
-  }
+__device__ inline void arrive_at(GridBarrier* barrier) {
+  asm volatile("red.release.gpu.global.inc.u32 [%0], %1;" ::"l"(&barrier->arrivals),
+               "r"(gridDim.x * kGridRounds - 1)
+               : "memory");
 }
 /// Returns when `count` rounds after `before` are complete.
 __device__ inline void wait_for_round(const GridBarrier* barrier, std::uint32_t before,
                                       std::uint32_t count) {
-  while (load_acquire(&barrier->rounds) - before < count) {
+  while ((load_acquire(&barrier->arrivals) / gridDim.x + kGridRounds - before) % kGridRounds <
+         count) {
   }
 }
 

@@ -55,22 +55,17 @@ struct RoutedTokens {
 };
 
 /// Rows of BF16 that a projection reads: [rows, parts, padded columns] for the prefill kernel,
-/// [rows, chunks, parts, 256] for the decode kernel.
+/// [rows, chunks, parts, 256] for the decode kernel, by decode_input_place().
 struct InputRows {
   std::uint16_t* values = nullptr;
   int slots_per_row = 1;              // slot s reads row s / slots_per_row
   const float* row_scales = nullptr;  // multiply the products of a row; null for 1
 };
 
-/// Device memory of the decode kernel, for one stream.
-struct DecodeScratch {
-  std::uint32_t* sync = nullptr;  // decode_sync_words(), zero at first
-  float* partial_sums = nullptr;  // DecodeConfig::partial_bytes
-};
-
-/// Words of DecodeScratch::sync for a grid of `blocks`: the grid barrier's, and a flag per block.
-inline constexpr int kGridBarrierWords = 64;
-inline int decode_sync_words(int blocks) { return kGridBarrierWords + blocks; }
+/// Words that the decode kernel's blocks meet at, for one stream and zero at first: a grid barrier,
+/// and a count for each of `tiles` tiles of tokens, of which there are no more than slots.
+inline constexpr int kGridBarrierWords = 32;
+inline int decode_sync_words(int tiles) { return kGridBarrierWords + tiles; }
 
 /// One launch over one or both projections. Whichever comes first converts `source` to BF16.
 struct DecodeArgs {
@@ -80,12 +75,12 @@ struct DecodeArgs {
   bool second = true;             // out += Σ weights · second projection
   const float* source = nullptr;  // [source_rows, hidden], or [.., inner] without `first`
   int source_rows = 0;
-  InputRows inputs;          // of the first projection
-  InputRows middle;          // of the second; written by the first one when both run
-  float* hidden = nullptr;   // F32 [T * k, inner]; written when only the first projection runs
-  float* outputs = nullptr;  // F32 [T * k, hidden], by slot
-  float* out = nullptr;      // F32 [T, hidden], added to
-  DecodeScratch scratch;
+  InputRows inputs;               // of the first projection
+  InputRows middle;               // of the second; written by the first one when both run
+  float* hidden = nullptr;        // F32 [T * k, inner]; written when only the first projection runs
+  float* outputs = nullptr;       // F32 [T * k, hidden], by slot
+  float* out = nullptr;           // F32 [T, hidden], added to
+  std::uint32_t* sync = nullptr;  // decode_sync_words()
 };
 
 /// A few tokens: bound by the bytes of the weights. A row's bits depend on nothing but the row.

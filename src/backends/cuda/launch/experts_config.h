@@ -26,20 +26,18 @@ struct ChipLimits {
 struct DecodeConfig {
   int tile_tokens = 8;  // 8 or 16 tokens of an expert per pass over its weights
   int parts = 1;
-  int stages = 0;  // buffers of the ring, an even number
   int blocks = 0;  // one per multiprocessor
   int shared_bytes = 0;
-  std::int64_t partial_bytes = 0;  // DecodeScratch::partial_sums
 };
 
 /// The most tokens of k experts each that one launch of the decode kernel takes: it sorts slots in
 /// shared memory, and with more of them a pass over the weights is bound by the tensor cores.
 int decode_max_tokens(int k);
 
-/// Throws Error when the chip's shared memory holds no ring for the problem.
+/// Throws Error when the chip's shared memory is too small for the problem.
 DecodeConfig decode_config(const ExpertsProblem& problem, const ChipLimits& chip);
 
-/// "decode: 8 tokens per pass, 8 stages, 132 blocks, 210944 bytes", for reports.
+/// "decode: 8 tokens per pass, 132 blocks, 144000 bytes of shared memory", for reports.
 std::string describe(const DecodeConfig& config);
 
 }  // namespace quatrain::cuda

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared memory of the decode kernel: sized on the host, laid out the same way on the device.
+// Inputs and shared memory of the decode kernel: sized on the host, laid out the same way on the
+// device.
 #pragma once
 
 #include "backends/cuda/launch/experts_config.h"
@@ -7,41 +8,68 @@
 
 namespace quatrain::cuda {
 
-/// Chunks of one piece, the smallest part of a sum that one block computes alone.
-inline constexpr int kPieceChunks = 2;
+/// Warps that stream weights, and what each has of them at a time: units of 32 rows, a group, by
+/// one chunk of columns. A warp keeps two of them under way.
+inline constexpr int kStreamWarps = 16;
+inline constexpr int kGroupRows = 32;
+inline constexpr int kUnitCodeBytes = kGroupRows * kChunkCols / 2;
+inline constexpr int kUnitBytes = kUnitCodeBytes + kGroupRows * kChunkCols / 16;
+inline constexpr int kRingBytes = 2 * kUnitBytes;
 
-/// Bytes from a token's inputs to the next one's: a chunk's columns in each part, and 16 bytes that
-/// move consecutive tokens to other banks.
-QT_HOST_DEVICE constexpr int decode_token_stride(int parts) { return parts * kChunkCols * 2 + 16; }
-/// One buffer of the ring: a chunk of 128 rows and the inputs it meets.
-QT_HOST_DEVICE constexpr int decode_stage_bytes(int tile_tokens, int parts) {
-  return kTileBytes + tile_tokens * decode_token_stride(parts);
+/// Rounds of the stream, a unit of each warp, whose sums may wait to be added up.
+QT_HOST_DEVICE constexpr int decode_sum_rounds(int tile_tokens) { return tile_tokens == 8 ? 3 : 2; }
+/// Every block converts the inputs for itself while they take no more than this; blocks share the
+/// work otherwise.
+inline constexpr int kMostOwnInputBytes = 28672;
+QT_HOST_DEVICE inline int decode_own_input_bytes(const ExpertsProblem& p, int tile_tokens) {
+  if (tile_tokens > 8) return 0;
+  const std::int64_t bytes = std::int64_t{p.tokens} * p.parts * padded_to(p.hidden, kChunkCols) * 2;
+  return bytes <= kMostOwnInputBytes ? static_cast<int>(bytes) : 0;
+}
+/// What the warps of a block share beside that.
+inline constexpr int kDecodeStateBytes = 256;
+/// Warps that add up sums, one per 16 rows of a group.
+inline constexpr int kAdders = 2;
+/// Warps of a block, whole warpgroups: after the adders one that watches over the inputs and one
+/// that fetches weights.
+inline constexpr int kDecodeWarps = 20;
+
+/// Where column `col` of a row's first part lies, in elements; further parts follow at multiples of
+/// a chunk. Within 32 columns the order is that of the right operands of two atoms: lane t's eight
+/// numbers, columns 2t, 2t + 1, 2t + 8, 2t + 9 and those 16 later, follow each other.
+QT_HOST_DEVICE constexpr int decode_input_place(int col, int parts) {
+  const int chunk = col / kChunkCols * (parts * kChunkCols);
+  const int lane = col % 8 / 2;
+  return chunk + col % kChunkCols / 32 * 32 + lane * 8 + col % 32 / 16 * 4 + col % 16 / 8 * 2 +
+         col % 2;
 }
 
 /// Byte offsets into shared memory; the ring starts at 0.
 struct DecodeLayout {
-  int halves;  // sums of the warps that take every second chunk
+  int sums;  // [rounds, stream warps, adders, tokens / 8, 32 lanes] of 16 bytes
+  int own_inputs;
   int barriers;
-  int tiles, sorted, ranks, offsets, tile_count;
+  int tiles, sorted, ids, ranks, offsets;
+  int state;
   int bytes;
-  int max_pieces;  // of a row tile, in either projection
 };
 
-QT_HOST_DEVICE inline DecodeLayout decode_layout(const ExpertsProblem& p, int tile_tokens,
-                                                 int stages) {
+QT_HOST_DEVICE inline DecodeLayout decode_layout(const ExpertsProblem& p, int tile_tokens) {
   const int slots = p.tokens * p.k;
   const int passes = p.experts + slots / tile_tokens;
-  const int chunks = p.hidden > p.inner ? p.hidden : p.inner;
   DecodeLayout at = {};
-  at.halves = stages * decode_stage_bytes(tile_tokens, p.parts);
-  at.barriers = at.halves + 8 * 32 * 16 * (tile_tokens / 8);
-  at.tiles = at.barriers + 2 * 8 * stages;
+  at.sums = kStreamWarps * kRingBytes;
+  const int rounds = decode_sum_rounds(tile_tokens);
+  at.own_inputs = at.sums + rounds * kStreamWarps * kAdders * (tile_tokens / 8) * 32 * 16;
+  at.barriers = at.own_inputs + decode_own_input_bytes(p, tile_tokens);
+  at.tiles = at.barriers + 8 * (rounds * (kStreamWarps + 1) + 4 * kStreamWarps);
+  at.tiles = padded_to(at.tiles, 16);
   at.sorted = at.tiles + 8 * (passes < slots ? passes : slots);
-  at.ranks = at.sorted + padded_to(2 * slots, 16);
+  at.ids = at.sorted + padded_to(2 * slots, 16);
+  at.ranks = at.ids + padded_to(2 * slots, 16);
   at.offsets = at.ranks + padded_to(2 * slots, 16);
-  at.tile_count = at.offsets + 4 * p.experts;
-  at.bytes = padded_to(at.tile_count + 4, 16);
-  at.max_pieces = padded_to(chunks, kPieceChunks * kChunkCols) / (kPieceChunks * kChunkCols);
+  at.state = padded_to(at.offsets + 4 * p.experts, 16);
+  at.bytes = at.state + kDecodeStateBytes;
   return at;
 }
 

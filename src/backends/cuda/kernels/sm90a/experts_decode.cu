@@ -2,27 +2,26 @@
 // Routed NVFP4 experts for a few tokens: both projections, SwiGLU and the weighted sum in one
 // launch whose only aim is that the memory never waits.
 //
-// One block per multiprocessor. A row tile, 128 packed rows of an expert times up to kTokens of its
-// tokens, is a sum over column chunks; two chunks are a piece. Each block takes an equal run of the
-// list of all pieces, so row tiles are cut at piece boundaries wherever the run ends: the block
-// with the first pieces of a tile adds the others' pieces, one by one in order. So a sum has the
-// same order whoever computed its parts, and a token's result does not depend on the rest of the
-// batch.
+// One block per multiprocessor. Sixteen of its warps multiply, each what comes through a ring of
+// its own that no other warp waits for; one warp fills the rings, a lane each, and runs ahead over
+// groups of rows, experts and into the second projection, whose weights do not depend on the first.
+// A unit of 32 rows by 256 columns gives sums that do not depend on who computes them; two warps
+// add the units of a group in order of columns and hand on the results. So a token's result does
+// not depend on the rest of the batch either.
 //
-// One warp keeps a ring of chunks filled with bulk copies; it runs ahead over tiles, experts and
-// into the second projection, whose weights do not depend on the first. Another warp adds the
-// tokens' inputs to each buffer, as soon as the grid has made them. Sixteen warps multiply: warp w
-// takes rows 16 (w mod 8) of a tile, and one of the two chunks of each piece.
+// One more warp makes the list of tiles and watches over inputs: first those that the grid, or for
+// few tokens the block for itself, converts to BF16; then the hidden values of a tile, which are
+// complete when all its groups, counted in memory, are.
 #include <algorithm>
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/bf16_parts.cuh"
+#include "backends/cuda/device/decode_unit.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/expert_tiles.cuh"
+#include "backends/cuda/device/expert_walk.cuh"
 #include "backends/cuda/device/grid_sync.cuh"
-#include "backends/cuda/device/mma.cuh"
-#include "backends/cuda/device/nvfp4_fragments.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 #include "backends/cuda/launch/experts_decode_layout.h"
@@ -30,498 +29,443 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kMultipliers = 16;  // warps
-constexpr int kRowWarps = 8;      // of them along the rows
-constexpr int kMultiplierThreads = kMultipliers * kWarp;
-constexpr int kThreads = kMultiplierThreads + 4 * kWarp;  // a warpgroup feeds, half of it idle
+constexpr int kThreads = kDecodeWarps * kWarp;
+constexpr int kWatcher = kStreamWarps + kAdders;  // warps
+constexpr int kFetcher = kWatcher + 1;
+static_assert(kFetcher + 1 == kDecodeWarps);
 
-// Named barriers; 0 is the whole block.
-constexpr int kMultipliersMeet = 1;
-constexpr int kHalvesMeet = 2;
+// Named barriers; 0 is __syncthreads().
+constexpr int kBlockIsDone = 1;
+constexpr int kGridIsDone = 2;
 
-__device__ ExpertsProblem problem_of(const DecodeArgs& args, int parts) {
-  return {args.routed.tokens, args.routed.k, args.w.experts, args.w.hidden, args.w.inner, parts};
-}
-
-// One projection's part of the list of pieces.
-struct Pass {
-  const std::uint8_t* weights;
-  InputRows inputs;
-  int padded_cols;
-  int row_tiles;
-  int chunks;
-  int pieces;  // per row tile
-  std::int64_t expert_bytes;
+// What the warps of a block share.
+struct BlockState {
+  Pass passes[2];
+  int tiles;
+  std::uint32_t inputs_ready;  // 1: of the first pass; 2 + t: hidden values of tiles up to t
+  std::uint32_t groups_ended[kAdders];  // of the first pass when there are two, by adder
+  int keys[2][kStreamWarps];            // of the units in the rings
 };
-
-__device__ Pass make_pass(const std::uint8_t* weights, const PackedShape& shape,
-                          const InputRows& inputs) {
-  const int chunks = shape.col_chunks();
-  return {weights,           inputs, chunks * kChunkCols,
-          shape.row_tiles(), chunks, (chunks + kPieceChunks - 1) / kPieceChunks,
-          shape.bytes()};
-}
-
-// A position in the list of pieces.
-struct Walk {
-  int tile, row_tile, piece;
-  __device__ Walk(const Pass& pass, int index)
-      : tile(index / (pass.pieces * pass.row_tiles)),
-        row_tile(index / pass.pieces % pass.row_tiles),
-        piece(index % pass.pieces) {}
-  __device__ void next(const Pass& pass) {
-    if (++piece < pass.pieces) return;
-    piece = 0;
-    if (++row_tile < pass.row_tiles) return;
-    row_tile = 0;
-    ++tile;
-  }
-};
-
-__device__ int first_piece(const Pass& pass, int tiles, int block) {
-  const std::int64_t all = std::int64_t{tiles} * pass.row_tiles * pass.pieces;
-  return static_cast<int>(all * block / gridDim.x);
-}
-
-// Of one piece: by part of the inputs and parity of a pair of atoms, so that successive products do
-// not wait for each other.
-template <int kTokens, int kParts>
-struct Sums {
-  float at[2 * kParts][kTokens / 8][4] = {};
-};
+static_assert(sizeof(BlockState) <= kDecodeStateBytes);
 
 template <int kTokens, int kParts>
 class Decoder {
  public:
-  static constexpr int kGroups = kTokens / 8;
-  static constexpr int kTokenStride = decode_token_stride(kParts);
-  static constexpr int kStageBytes = decode_stage_bytes(kTokens, kParts);
+  static constexpr int kGroups = kTokens / 8;  // of tokens
+  static constexpr int kSumRounds = decode_sum_rounds(kTokens);
 
-  __device__ Decoder(const DecodeArgs& args, int stages, std::uint8_t* shared)
-      : args_(args),
-        stages_(stages),
-        layout_(decode_layout(problem_of(args, kParts), kTokens, stages)) {
-    ring_ = shared;
-    halves_ = reinterpret_cast<float4*>(shared + layout_.halves);
-    full_ = reinterpret_cast<Barrier*>(shared + layout_.barriers);
-    empty_ = full_ + stages;
-    tables_ = {reinterpret_cast<TokenTile*>(shared + layout_.tiles),
-               reinterpret_cast<std::uint16_t*>(shared + layout_.sorted),
-               reinterpret_cast<std::uint16_t*>(shared + layout_.ranks),
-               reinterpret_cast<int*>(shared + layout_.offsets)};
-    tile_count_ = reinterpret_cast<int*>(shared + layout_.tile_count);
-    barrier_ = reinterpret_cast<GridBarrier*>(args.scratch.sync);
-    flags_ = args.scratch.sync + kGridBarrierWords;
+  __device__ Decoder(const DecodeArgs& args, std::uint8_t* shared) : args_(args) {
+    const ExpertsProblem problem = {args.routed.tokens, args.routed.k, args.w.experts,
+                                    args.w.hidden,      args.w.inner,  kParts};
+    const DecodeLayout at = decode_layout(problem, kTokens);
+    if (args.first && args.source_rows == problem.tokens &&
+        decode_own_input_bytes(problem, kTokens) > 0)
+      own_inputs_ = reinterpret_cast<std::uint16_t*>(shared + at.own_inputs);
+    rings_ = shared;
+    sums_ = reinterpret_cast<float4*>(shared + at.sums);
+    handed_over_ = reinterpret_cast<Barrier*>(shared + at.barriers);
+    added_ = handed_over_ + kSumRounds * kStreamWarps;
+    fetched_ = added_ + kSumRounds;
+    freed_ = fetched_ + 2 * kStreamWarps;
+    tables_ = {reinterpret_cast<TokenTile*>(shared + at.tiles),
+               reinterpret_cast<std::uint16_t*>(shared + at.sorted),
+               reinterpret_cast<std::int16_t*>(shared + at.ids),
+               reinterpret_cast<std::uint16_t*>(shared + at.ranks),
+               reinterpret_cast<int*>(shared + at.offsets)};
+    state_ = reinterpret_cast<BlockState*>(shared + at.state);
+    barrier_ = reinterpret_cast<GridBarrier*>(args.sync);
+    groups_done_ = args.sync + kGridBarrierWords;
+    pass_count_ = args.first && args.second ? 2 : 1;
   }
 
   __device__ void run() {
-    const int warp = warp_id();
-    rounds_before_ = rounds_so_far(barrier_);
-    if (warp == 0) {
-      const int tiles = list_token_tiles<kTokens>(args_.routed, args_.w.experts, tables_);
-      if (lane_id() == 0) *tile_count_ = tiles;
-    } else {
-      if (warp == 1) init_barriers();
-      convert_source((warp - 1) * gridDim.x + blockIdx.x, (kThreads / kWarp - 1) * gridDim.x);
+    if (args_.routed.tokens * args_.routed.k > kWarp) {
+      load_ids(args_.routed, tables_, threadIdx.x, kThreads);
+      __syncthreads();
     }
-    async_proxy_fence();
+    if (warp_ == kWatcher) {
+      rounds_before_ = rounds_so_far(barrier_);
+      prepare();
+    } else if (warp_ < kWatcher) {
+      convert_source();
+    }
     __syncthreads();  // the list is made, the barriers are ready, this block's inputs are written
-    arrive();
-    tiles_ = *tile_count_;
-
-    const Pass first =
-        make_pass(args_.w.first, first_projection(args_.w.hidden, args_.w.inner), args_.inputs);
-    const Pass second =
-        make_pass(args_.w.second, second_projection(args_.w.hidden, args_.w.inner), args_.middle);
-    if (warp < kMultipliers) {
-      raise_registers<112>();
-      if (args_.first) multiply_pass(first, true);
-      if (args_.second) multiply_pass(second, false);
-      if (args_.second) combine();
+    if (warp_ < kStreamWarps) {
+      raise_registers<104>();  // what the others give up
+      stream();
+      if (!args_.second) return;
+      named_sync(kBlockIsDone, kThreads);
+      named_sync(kGridIsDone, kThreads);
+      combine_outputs(args_, (warp_ * gridDim.x + blockIdx.x) * kWarp + lane_,
+                      gridDim.x * (kStreamWarps * kWarp));
     } else {
-      lower_registers<32>();
-      if (warp == kMultipliers) {
-        if (args_.first) fetch_weights(first);
-        if (args_.second) fetch_weights(second);
-      } else if (warp == kMultipliers + 1) {
-        std::uint32_t round = 0;
-        if (args_.first) fetch_inputs(first, ++round);
-        if (args_.second) fetch_inputs(second, ++round);
-      }
+      lower_registers<64>();
+      if (warp_ < kWatcher)
+        add_up(warp_ - kStreamWarps);
+      else if (warp_ == kWatcher && lane_ == 0)
+        watch_inputs();
+      else if (warp_ == kFetcher)
+        fetch_units();
+      __syncwarp();
+      if (!args_.second) return;
+      named_sync(kBlockIsDone, kThreads);
+      if (warp_ == kWatcher) finish_grid();
+      named_sync(kGridIsDone, kThreads);
     }
   }
 
  private:
-  // Ends a round of the grid barrier for this block; the first thread has waited for the one
-  // before.
-  __device__ void arrive() {
-    if (threadIdx.x != 0) return;
-    wait_for_round(barrier_, rounds_before_, arrivals_++);
-    arrive_at(barrier_, gridDim.x);
-  }
+  // ---- before the stream ----
 
-  __device__ void init_barriers() {
-    if (lane_id() != 0) return;
-    for (int s = 0; s < stages_; ++s) {
-      barrier_init(full_ + s, 1);
-      barrier_init(empty_ + s, kRowWarps);
-    }
+  __device__ void prepare() {
+    if (args_.routed.tokens * args_.routed.k <= kWarp)
+      load_ids(args_.routed, tables_, lane_, kWarp);
+    __syncwarp();
+    const int tiles = list_token_tiles<kTokens>(args_.routed, args_.w.experts, tables_);
+    if (lane_ != 0) return;
+    state_->tiles = tiles;
+    state_->inputs_ready = own_inputs_ != nullptr ? 1 : 0;
+    for (std::uint32_t& groups : state_->groups_ended) groups = 0;
+    Pass* pass = state_->passes;
+    const int hidden = args_.w.hidden, inner = args_.w.inner;
+    if (args_.first) *pass++ = make_pass(args_.w.first, first_projection(hidden, inner), tiles);
+    if (args_.second) *pass = make_pass(args_.w.second, second_projection(hidden, inner), tiles);
+    for (int i = 0; i < kSumRounds * kStreamWarps; ++i) barrier_init(handed_over_ + i, 1);
+    for (int i = 0; i < kSumRounds; ++i) barrier_init(added_ + i, kAdders);
+    for (int i = 0; i < 4 * kStreamWarps; ++i) barrier_init(fetched_ + i, 1);
     barrier_init_fence();
   }
 
-  // Where column `col` of a row's first part lies: a chunk's parts follow each other, so that one
-  // copy brings them.
-  __device__ static int part_offset(int col) {
-    return col / kChunkCols * (kParts * kChunkCols) + col % kChunkCols;
-  }
-
-  // The rows of the source as BF16 parts, padded with zeros; `warp` of `warps` of the grid.
-  __device__ void convert_source(int warp, int warps) {
-    const int cols = args_.first ? args_.w.hidden : args_.w.inner;
-    const int padded = padded_to(cols, kChunkCols);
-    std::uint16_t* to = (args_.first ? args_.inputs : args_.middle).values;
-    const std::int64_t quads = std::int64_t{args_.source_rows} * (padded / 4);
-    for (std::int64_t i = std::int64_t{warp} * kWarp + lane_id(); i < quads;
-         i += std::int64_t{warps} * kWarp) {
-      const std::int64_t row = i / (padded / 4);
-      const int col = static_cast<int>(i % (padded / 4)) * 4;
-      float4 x = {};
-      if (col < cols) x = *reinterpret_cast<const float4*>(args_.source + row * cols + col);
-      store_parts(to + row * kParts * padded + part_offset(col), kParts, kChunkCols, x);
+  // This block's share of the inputs as BF16 parts, or all of them for itself.
+  __device__ void convert_source() const {
+    const SourceRows rows = {args_.source, args_.source_rows,
+                             args_.first ? args_.w.hidden : args_.w.inner};
+    if (own_inputs_ != nullptr) {
+      convert_inputs<kParts>(rows, own_inputs_, threadIdx.x, kWatcher * kWarp);
+    } else {
+      const InputRows& inputs = args_.first ? args_.inputs : args_.middle;
+      convert_inputs<kParts>(rows, inputs.values, (warp_ * gridDim.x + blockIdx.x) * kWarp + lane_,
+                             gridDim.x * (kWatcher * kWarp));
     }
   }
 
-  // ---- the ring ----
-
-  // Calls body(tile, first, last) for every tile of tokens that this block's run meets: the chunks
-  // of an expert, row tile after row tile, follow each other in memory, and these are their
-  // numbers.
-  template <class Body>
-  __device__ void for_each_run(const Pass& pass, Body body) {
-    const int per_tile = pass.row_tiles * pass.chunks;
-    const auto first_chunk = [&](int index) {
-      const Walk walk(pass, index);
-      return walk.tile * per_tile + walk.row_tile * pass.chunks + walk.piece * kPieceChunks;
-    };
-    const int end = first_chunk(first_piece(pass, tiles_, blockIdx.x + 1));
-    for (int at = first_chunk(first_piece(pass, tiles_, blockIdx.x)); at < end;) {
-      const int tile = at / per_tile;
-      const int last = min(end, (tile + 1) * per_tile);
-      body(tables_.tiles[tile], at - tile * per_tile, last - tile * per_tile);
-      at = last;
+  // One thread: publishes inputs as they come to be, and tells other blocks of hidden values.
+  __device__ void watch_inputs() {
+    if (own_inputs_ == nullptr) {
+      meet_grid();
+      store_release_shared(&state_->inputs_ready, 1);
+    }
+    if (pass_count_ == 1) return;
+    const Pass& first = state_->passes[0];
+    const Pass& second = state_->passes[1];
+    Walk told_at = walk();
+    int to_tell = max(first.count, 0), told = 0;
+    int tile = second.first_tile;
+    const int last_tile = second.count > 0 ? second.last_tile : tile - 1;
+    const auto groups = static_cast<std::uint32_t>(first.groups);
+    while (told < to_tell || tile <= last_tile) {
+      // Counts this block's groups of hidden values whose slabs are both written.
+      const int ended = min(load_acquire_shared(&state_->groups_ended[0]),
+                            load_acquire_shared(&state_->groups_ended[1]));
+      if (told < ended) __threadfence();
+      for (; told < ended; ++told) {
+        atomicAdd(groups_done_ + told_at.tile(), 1u);
+        told_at.advance(told_at.chunks());
+      }
+      // Acquiring empties the first-level cache of inputs, so only when there is something.
+      if (tile <= last_tile && load_relaxed(groups_done_ + tile) >= groups) {
+        load_acquire(groups_done_ + tile);
+        store_release_shared(&state_->inputs_ready, static_cast<std::uint32_t>(2 + tile));
+        ++tile;
+      } else {
+        __nanosleep(200);
+      }
     }
   }
 
-  __device__ void fetch_weights(const Pass& pass) {
-    if (lane_id() != 0) return;
+  // One thread of the watching warp.
+  __device__ void meet_grid() {
+    arrive_at(barrier_);
+    wait_for_round(barrier_, rounds_before_, ++rounds_);
+  }
+
+  // ---- the stream ----
+
+  __device__ Walk walk() const { return Walk(state_->passes, pass_count_); }
+
+  // What a warp has to know of a unit: which inputs, and from which chunk of their columns on.
+  static constexpr int kNoUnit = -1;
+  __device__ static int unit_key(const Walk& at) {
+    return (at.tile() * 2 + at.pass_number()) << 8 | at.chunk();
+  }
+
+  // A warp of which each lane fills the ring of one stream warp.
+  __device__ void fetch_units() const {
     const std::uint64_t policy = evict_first_policy();
-    for_each_run(pass, [&](const TokenTile& tile, int first, int last) {
-      const std::uint8_t* from =
-          pass.weights + tile.expert * pass.expert_bytes + std::int64_t{first} * kTileBytes;
-      const std::uint32_t bytes = kTileBytes + tile.count * kParts * kChunkCols * 2;
-      for (int c = first; c < last; ++c, from += kTileBytes) {
-        barrier_wait(empty_ + position_.at, position_.parity ^ 1u);
-        barrier_expect(full_ + position_.at, bytes);
-        bulk_copy(ring_ + position_.at * kStageBytes, from, kTileBytes, full_ + position_.at,
-                  policy);
-        position_.next(stages_);
+    const int warp = min(lane_, kStreamWarps - 1);
+    bool is_left = lane_ < kStreamWarps;
+    Walk at = walk();
+    at.advance(warp);
+    bool meets_tile = true;
+    const std::uint8_t* expert = nullptr;
+    for (std::uint32_t round = 0; __any_sync(kAllLanes, is_left);) {
+      const std::uint32_t buffer = round % 2;
+      const std::uint32_t place = buffer * kStreamWarps + warp;
+      const bool is_free = is_left && barrier_test(freed_ + place, (round / 2 & 1u) ^ 1u);
+      if (is_free) {
+        ++round;
+        is_left = !at.ended();
+        state_->keys[buffer][warp] = is_left ? unit_key(at) : kNoUnit;
+        if (is_left) {
+          if (meets_tile)
+            expert = at.pass().weights + tables_.tiles[at.tile()].expert * at.pass().expert_bytes;
+          fetch(expert + at.chunk_offset(), at.half(), rings_ + (warp * 2 + buffer) * kUnitBytes,
+                fetched_ + place, policy);
+          meets_tile = at.advance(kStreamWarps);
+        } else {
+          barrier_arrive(fetched_ + place);
+        }
       }
-    });
+      if (!__any_sync(kAllLanes, is_free)) __nanosleep(40);
+    }
   }
 
-  // Lane i brings token i. `round`: of the grid barrier, after which the inputs exist.
-  __device__ void fetch_inputs(const Pass& pass, std::uint32_t round) {
-    if (lane_id() == 0) wait_for_round(barrier_, rounds_before_, round);
+  // Copies a unit: two slabs' 2048 bytes of codes, then their 256 bytes of scales.
+  __device__ static void fetch(const std::uint8_t* chunk, int half, std::uint8_t* to,
+                               Barrier* barrier, std::uint64_t policy) {
+    constexpr int kScaleBytes = kUnitBytes - kUnitCodeBytes;
+    barrier_expect(barrier, kUnitBytes);
+    bulk_copy(to, chunk + half * kUnitCodeBytes, kUnitCodeBytes, barrier, policy);
+    bulk_copy(to + kUnitCodeBytes, chunk + kChunkCodeBytes + half * kScaleBytes, kScaleBytes,
+              barrier, policy);
+  }
+
+  using Sums = float[2][kGroups][4];  // by slab
+
+  __device__ void stream() {
+    int met = -1;  // tile and pass whose inputs are at hand
+    const std::uint8_t* rows[kGroups] = {};
+    int groups = 0;
+    for (std::uint32_t round = 0;; ++round) {
+      const std::uint32_t buffer = round % 2;
+      const std::uint32_t place = buffer * kStreamWarps + warp_;
+      barrier_wait_idle(fetched_ + place, round / 2 & 1u);
+      const int key = state_->keys[buffer][warp_];
+      if (key == kNoUnit) return;
+      if (key >> 8 != met) {
+        met = key >> 8;
+        groups = find_inputs(met / 2, met % 2, rows);
+      }
+      const int inputs_at = (key & 0xFF) * (kParts * kChunkCols * 2);
+      const std::uint32_t unit = shared_address(rings_) + (warp_ * 2 + buffer) * kUnitBytes;
+      Sums sums = {};
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) {
+        if (kGroups == 1 || groups == 1)
+          multiply_half<1, kParts>(unit, half, rows, inputs_at + half * 256, sums);
+        else
+          multiply_half<kGroups, kParts>(unit, half, rows, inputs_at + half * 256, sums);
+      }
+      __syncwarp();  // all lanes have read the buffer
+      if (lane_ == 0) barrier_arrive(freed_ + place);
+      hand_over(round, groups, sums);
+    }
+  }
+
+  __device__ int units() const {
+    int all = 0;
+    for (int i = 0; i < pass_count_; ++i)
+      all += max(state_->passes[i].count, 0) * state_->passes[i].chunks;
+    return all;
+  }
+
+  // Waits for the inputs of a tile and finds this lane's rows: lane 4n + t has columns of token n.
+  // Lanes past the last token read the first one's, for sums that nobody takes. Returns how many
+  // groups of 8 tokens there are.
+  __device__ int find_inputs(int tile_number, int pass_number,
+                             const std::uint8_t* (&rows)[kGroups]) const {
+    const bool is_hidden = pass_number == 1;
+    const std::uint32_t needed = is_hidden ? 2 + tile_number : 1;
+    while (load_acquire_shared(&state_->inputs_ready) < needed) __nanosleep(20);
+    const InputRows& inputs = args_.first && !is_hidden ? args_.inputs : args_.middle;
+    const TokenTile tile = tables_.tiles[tile_number];
+    const auto* base = reinterpret_cast<const std::uint8_t*>(
+        own_inputs_ != nullptr && !is_hidden ? own_inputs_ : inputs.values);
+    const int row_bytes = state_->passes[pass_number].chunks * (kParts * kChunkCols * 2);
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+      const int token = n * 8 + lane_ / 4;
+      const int slot = tables_.sorted[tile.first + (token < tile.count ? token : 0)];
+      rows[n] = base + std::int64_t{slot / inputs.slots_per_row} * row_bytes + lane_ % 4 * 16;
+    }
+    return (tile.count + 7) / 8;
+  }
+
+  // Those of 8 tokens follow each other.
+  __device__ float4* sums_at(std::uint32_t round, int warp, int slab) const {
+    const int unit = round % kSumRounds * kStreamWarps + warp;
+    return sums_ + (unit * kAdders + slab) * kGroups * kWarp + lane_;
+  }
+
+  __device__ void hand_over(std::uint32_t round, int groups, const Sums& sums) const {
+    barrier_wait_idle(added_ + round % kSumRounds, (round / kSumRounds & 1u) ^ 1u);
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+      if (n > 0 && n >= groups) break;
+#pragma unroll
+      for (int slab = 0; slab < 2; ++slab)
+        sums_at(round, warp_, slab)[n * kWarp] =
+            make_float4(sums[slab][n][0], sums[slab][n][1], sums[slab][n][2], sums[slab][n][3]);
+    }
     __syncwarp();
-    async_proxy_fence();
-    constexpr int kBytes = kParts * kChunkCols * 2;
-    std::uint8_t* to = ring_ + kTileBytes + lane_id() * kTokenStride;
-    for_each_run(pass, [&](const TokenTile& tile, int first, int last) {
-      const bool brings = lane_id() < tile.count;
-      const int slot = tables_.sorted[tile.first + (brings ? lane_id() : 0)];
-      const std::int64_t row = slot / pass.inputs.slots_per_row;
-      const std::uint16_t* inputs = pass.inputs.values + row * kParts * pass.padded_cols;
-      for (int i = first, c = first % pass.chunks; i < last; ++i) {
-        barrier_wait(empty_ + position_.at, position_.parity ^ 1u);
-        if (brings)
-          bulk_copy(to + position_.at * kStageBytes, inputs + c * (kBytes / 2), kBytes,
-                    full_ + position_.at);
-        if (++c == pass.chunks) c = 0;
-        position_.next(stages_);
-      }
-    });
-  }
-
-  // ---- products ----
-
-  __device__ int row_warp() const { return warp_id() % kRowWarps; }
-  __device__ int half() const { return warp_id() / kRowWarps; }
-
-  // The inputs of 8 tokens, group n, in columns [32 pair, 32 pair + 32) of a chunk.
-  __device__ void load_inputs(std::uint32_t (&b)[kParts][4], const std::uint8_t* stage, int n,
-                              int pair) const {
-    const std::uint8_t* at = stage + kTileBytes + (n * 8 + lane_id() % 8) * kTokenStride +
-                             pair * 64 + lane_id() / 8 * 16;
-#pragma unroll
-    for (int p = 0; p < kParts; ++p)
-      ldmatrix_x4(b[p], reinterpret_cast<const __nv_bfloat16*>(at + p * kChunkCols * 2));
-  }
-
-  // sums += this warp's 16 rows of the chunk at `at`.
-  __device__ void multiply_chunk(RingPosition at, int groups, Sums<kTokens, kParts>& sums) {
-    const std::uint8_t* stage = ring_ + at.at * kStageBytes;
-    barrier_wait(full_ + at.at, at.parity);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Slab slab =
-          load_slab(stage + row_warp() / 4 * kChunkBytes, row_warp() % 4 * 4 + i, lane_id());
-#pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
-        std::uint32_t a[2][4];
-        decode_slab_atom(slab, pair * 2, a[0]);
-        decode_slab_atom(slab, pair * 2 + 1, a[1]);
-#pragma unroll
-        for (int n = 0; n < kGroups; ++n) {
-          if (n > 0 && n >= groups) break;
-          std::uint32_t b[kParts][4];
-          load_inputs(b, stage, n, i * 2 + pair);
-          multiply_pair(a, b, n, pair, sums);
-        }
-      }
-    }
-    __syncwarp();
-    if (lane_id() == 0) barrier_arrive(empty_ + at.at);
-  }
-
-  __device__ static void multiply_pair(const std::uint32_t (&a)[2][4],
-                                       const std::uint32_t (&b)[kParts][4], int n, int parity,
-                                       Sums<kTokens, kParts>& sums) {
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      mma_bf16(sums.at[2 * p + parity][n], a[0], b[p][0], b[p][1]);
-      mma_bf16(sums.at[2 * p + parity][n], a[1], b[p][2], b[p][3]);
-    }
-  }
-
-  using Totals = float[kGroups][4];
-
-  __device__ void multiply_pass(const Pass& pass, bool is_first) {
-    const int begin = first_piece(pass, tiles_, blockIdx.x);
-    const int end = first_piece(pass, tiles_, blockIdx.x + 1);
-    Walk walk(pass, begin);
-    bool owned = walk.piece == 0;
-    // A buffer must belong to the same half of the warps in every round of the ring, or one half
-    // could take a round for the one before. The number of buffers is even, so alternate chunks do
-    // while every piece has two.
-    const bool takes_turns = pass.chunks % kPieceChunks == 0;
-    Totals totals = {};
-    for (int index = begin; index < end; ++index) {
-      const TokenTile tile = tables_.tiles[walk.tile];
-      const int groups = (tile.count + 7) / 8;
-      Sums<kTokens, kParts> sums;
-      const int chunks = min(kPieceChunks, pass.chunks - walk.piece * kPieceChunks);
-      for (int c = 0; c < chunks; ++c, position_.next(stages_))
-        if (half() == (takes_turns ? c : 0)) multiply_chunk(position_, groups, sums);
-#pragma unroll
-      for (int n = 0; n < kGroups; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sums.at[0][n][i] += sums.at[1][n][i];
-          if constexpr (kParts == 2) sums.at[0][n][i] += sums.at[2][n][i] + sums.at[3][n][i];
-        }
-      if (owned)
-        add(sums.at[0], totals);
-      else
-        store_piece(sums.at[0], tile.count, walk.piece);
-
-      const bool ends = walk.piece == pass.pieces - 1;
-      if (!owned && (ends || index == end - 1)) publish_pieces();
-      if (owned && !ends && index == end - 1) add_other_pieces(pass, end, walk, totals);
-      if (owned && (ends || index == end - 1)) {
-        finish_tile(is_first, pass, tile, walk.row_tile, totals);
-#pragma unroll
-        for (int n = 0; n < kGroups; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) totals[n][i] = 0;
-      }
-      owned = owned || ends;
-      walk.next(pass);
-    }
-    // What was written may be read by other blocks' copies, or below by other blocks.
-    async_proxy_fence();
-    named_sync(kMultipliersMeet, kMultiplierThreads);
-    if (args_.second) arrive();
-  }
-
-  __device__ static void add(const Totals& from, Totals& to) {
-#pragma unroll
-    for (int n = 0; n < kGroups; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) to[n][i] += from[n][i];
-  }
-
-  // ---- tiles that several blocks share ----
-
-  __device__ float4* piece_sums(int block, int piece) const {
-    const std::int64_t at = std::int64_t{block} * layout_.max_pieces + piece;
-    return reinterpret_cast<float4*>(args_.scratch.partial_sums) +
-           (at * kMultipliers + warp_id()) * kGroups * kWarp + lane_id();
-  }
-  // Whether this lane holds a token of group n.
-  __device__ static bool holds_token(int n, int count) { return n * 8 + lane_id() % 4 * 2 < count; }
-
-  __device__ void store_piece(const Totals& sums, int count, int piece) const {
-    float4* to = piece_sums(blockIdx.x, piece);
-#pragma unroll
-    for (int n = 0; n < kGroups; ++n)
-      if (holds_token(n, count))
-        __stcg(to + n * kWarp, make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]));
-  }
-
-  __device__ void publish_pieces() const {
-    named_sync(kMultipliersMeet, kMultiplierThreads);  // all warps have stored theirs
-    if (threadIdx.x == 0) {
-      __threadfence();
-      store_release(flags_ + blockIdx.x, 1u);
-    }
-  }
-
-  // totals += the pieces after `walk.piece`, which the next blocks computed; `index` is the first.
-  __device__ void add_other_pieces(const Pass& pass, int index, const Walk& walk,
-                                   Totals& totals) const {
-    const int count = tables_.tiles[walk.tile].count;
-    const int tile_end = index + pass.pieces - 1 - walk.piece;
-    int piece = walk.piece + 1;
-    for (int block = blockIdx.x + 1; index < tile_end; ++block) {
-      const int end = min(tile_end, first_piece(pass, tiles_, block + 1));
-      if (end <= index) continue;  // fewer pieces than blocks
-      while (load_acquire(flags_ + block) == 0) {
-      }
-      for (; index < end; ++index, ++piece) {
-        const float4* from = piece_sums(block, piece);
-#pragma unroll
-        for (int n = 0; n < kGroups; ++n) {
-          if (!holds_token(n, count)) continue;
-          const float4 sum = __ldcg(from + n * kWarp);
-          totals[n][0] += sum.x, totals[n][1] += sum.y;
-          totals[n][2] += sum.z, totals[n][3] += sum.w;
-        }
-      }
-      named_sync(kMultipliersMeet, kMultiplierThreads);  // all have seen the flag
-      if (threadIdx.x == 0) flags_[block] = 0;
-    }
+    if (lane_ == 0) barrier_arrive(handed_over_ + round % kSumRounds * kStreamWarps + warp_);
   }
 
   // ---- results ----
 
-  // Adds the sums of the two halves of the warps and hands the sums over.
-  __device__ void finish_tile(bool is_first, const Pass& pass, const TokenTile& tile, int row_tile,
-                              Totals& totals) {
-    float4* at = halves_ + row_warp() * kGroups * kWarp + lane_id();
-    if (half() == 1)
+  using Totals = float[kGroups][4];
+  struct GlobalScales {
+    float low, high;
+  };
+
+  // Adds the units of every group, in order of columns, for one of its slabs.
+  __device__ void add_up(int slab) const {
+    Walk at = walk();
+    Totals totals = {};
+    GlobalScales scales = {};
+    std::uint32_t ended = 0;
+    int left = units();
+    for (std::uint32_t round = 0; left > 0; ++round, left -= kStreamWarps) {
+      const int handed = min(left, kStreamWarps);
+      for (int i = 0; i < handed;) {
+        const TokenTile tile = tables_.tiles[at.tile()];
+        if (at.chunk() == 0) scales = global_scales(at, tile.expert);
+        // No further than the group: later units may wait for its results.
+        const int n = min(handed - i, at.chunks() - at.chunk());
+        barrier_wait_idle(handed_over_ + round % kSumRounds * kStreamWarps + i + min(lane_, n - 1),
+                          round / kSumRounds & 1u);
+        __syncwarp();
+        add_units(sums_at(round, i, slab), n, (tile.count + 7) / 8, totals);
+        i += n;
+        if (at.chunk() + n == at.chunks()) {
+          finish_slab(at, tile, slab, scales, totals);
+          if (is_first(at) && args_.second) {
+            __syncwarp();
+            ++ended;
+            if (lane_ == 0) store_release_shared(&state_->groups_ended[slab], ended);
+          }
 #pragma unroll
-      for (int n = 0; n < kGroups; ++n)
-        at[n * kWarp] = make_float4(totals[n][0], totals[n][1], totals[n][2], totals[n][3]);
-    named_sync(kHalvesMeet, kMultiplierThreads);  // right halves are written
-    if (half() == 0)
+          for (int g = 0; g < kGroups; ++g)
 #pragma unroll
-      for (int n = 0; n < kGroups; ++n) {
-        const float4 other = at[n * kWarp];
-        totals[n][0] += other.x, totals[n][1] += other.y;
-        totals[n][2] += other.z, totals[n][3] += other.w;
+            for (int v = 0; v < 4; ++v) totals[g][v] = 0;
+        }
+        at.advance(n);
       }
-    named_sync(kHalvesMeet, kMultiplierThreads);  // and read
-    if (half() == 1) return;
+      __syncwarp();
+      if (lane_ == 0) barrier_arrive(added_ + round % kSumRounds);
+    }
+  }
+  __device__ bool is_first(const Walk& at) const { return args_.first && at.pass_number() == 0; }
+
+  __device__ GlobalScales global_scales(const Walk& at, int expert) const {
+    if (is_first(at)) return {args_.w.gate_scales[expert], args_.w.up_scales[expert]};
+    return {args_.w.down_scales[expert], args_.w.down_scales[expert]};
+  }
+
+  __device__ static void add_units(const float4* from, int units, int groups, Totals& totals) {
 #pragma unroll
-    for (int n = 0; n < kGroups; ++n)
+    for (int g = 0; g < kGroups; ++g) {
+      if (g > 0 && g >= groups) break;
+#pragma unroll 4
+      for (int i = 0; i < units; ++i) {
+        const float4 sum = from[(i * kAdders * kGroups + g) * kWarp];
+        totals[g][0] += sum.x, totals[g][1] += sum.y;
+        totals[g][2] += sum.z, totals[g][3] += sum.w;
+      }
+    }
+  }
+
+  // Scales the sums of slab `half` of a group and hands them on.
+  __device__ void finish_slab(const Walk& at, const TokenTile& tile, int half,
+                              const GlobalScales& scales, const Totals& totals) const {
+    const InputRows& inputs = is_first(at) ? args_.inputs : args_.middle;
+    const int slab = at.group() * 2 + half;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int token = n * 8 + lane_id() % 4 * 2 + i;
+        const int token = g * 8 + lane_ % 4 * 2 + i;
         if (token >= tile.count) continue;
         const int slot = tables_.sorted[tile.first + token];
-        const float* scales = pass.inputs.row_scales;
-        const float unit =
-            kPackedUnit * (scales != nullptr ? scales[slot / pass.inputs.slots_per_row] : 1.0f);
-        if (is_first)
-          store_hidden(tile.expert, row_tile, slot, unit, totals[n][i], totals[n][2 + i]);
+        float unit = kPackedUnit;
+        if (inputs.row_scales != nullptr) unit *= inputs.row_scales[slot / inputs.slots_per_row];
+        const float low = totals[g][i] * (scales.low * unit);
+        const float high = totals[g][2 + i] * (scales.high * unit);
+        if (is_first(at))
+          store_hidden(slab, slot, low, high);
         else
-          store_output(tile.expert, row_tile, slot, unit, totals[n][i], totals[n][2 + i]);
+          store_output(slab, slot, low, high);
       }
   }
 
-  __device__ void store_hidden(int expert, int row_tile, int slot, float unit, float gate,
-                               float up) {
-    // All scales are in before the clamp, each global scale in its own half.
-    float h = swiglu_value(gate * (args_.w.gate_scales[expert] * unit),
-                           up * (args_.w.up_scales[expert] * unit), args_.routed.limit);
+  // All scales are in before the clamp.
+  __device__ void store_hidden(int slab, int slot, float gate, float up) const {
+    float h = swiglu_value(gate, up, args_.routed.limit);
     if (args_.routed.weight_first) h *= args_.routed.weights[slot];
-    const int col = row_tile * (kTileRows / 2) + row_warp() * 8 + lane_id() / 4;
+    const int col = slab * 8 + lane_ / 4;
     if (!args_.second) {
       if (col < args_.w.inner) args_.hidden[std::int64_t{slot} * args_.w.inner + col] = h;
       return;
     }
     const int padded = padded_to(args_.w.inner, kChunkCols);
-    store_parts(args_.middle.values + std::int64_t{slot} * kParts * padded + part_offset(col),
+    store_parts(args_.middle.values + std::int64_t{slot} * kParts * padded +
+                    decode_input_place(col, kParts),
                 kParts, kChunkCols, h);
   }
 
-  __device__ void store_output(int expert, int row_tile, int slot, float unit, float low,
-                               float high) {
-    const float scale = args_.w.down_scales[expert] * unit;
-    const int row = row_tile * kTileRows + row_warp() * 16 + lane_id() / 4;
+  __device__ void store_output(int slab, int slot, float low, float high) const {
+    const int row = slab * 16 + lane_ / 4;
     float* at = args_.outputs + std::int64_t{slot} * args_.w.hidden + row;
-    if (row < args_.w.hidden) __stcg(at, low * scale);
-    if (row + 8 < args_.w.hidden) __stcg(at + 8, high * scale);
+    if (row < args_.w.hidden) __stcg(at, low);
+    if (row + 8 < args_.w.hidden) __stcg(at + 8, high);
   }
 
-  // out[t] += Σ_i weights[t, i] outputs[t * k + i], in order of i, shared out over the grid.
-  __device__ void combine() {
-    if (threadIdx.x == 0) wait_for_round(barrier_, rounds_before_, arrivals_);
-    named_sync(kMultipliersMeet, kMultiplierThreads);
-    const RoutedTokens& routed = args_.routed;
-    const int hidden = args_.w.hidden;
-    const int all = routed.tokens * hidden;
-    for (int i = (warp_id() * gridDim.x + blockIdx.x) * kWarp + lane_id(); i < all;
-         i += gridDim.x * kMultiplierThreads) {
-      const int t = i / hidden;
-      if (routed.batch_slots[t] < 0) continue;
-      float sum = args_.out[i];
-      for (int j = 0; j < routed.k; ++j) {
-        const int slot = t * routed.k + j;
-        const float weight = routed.weight_first ? 1.0f : routed.weights[slot];
-        sum += weight * __ldcg(args_.outputs + std::int64_t{slot} * hidden + (i - t * hidden));
-      }
-      args_.out[i] = sum;
-    }
+  // One warp: returns when all outputs of the grid are written.
+  __device__ void finish_grid() {
+    if (lane_ == 0) meet_grid();
+    __syncwarp();
+    if (blockIdx.x == 0 && pass_count_ == 2)  // as the next launch needs them
+      for (int tile = lane_; tile < state_->tiles; tile += kWarp) groups_done_[tile] = 0;
   }
 
   const DecodeArgs& args_;
-  const int stages_;
-  const DecodeLayout layout_;
-  std::uint8_t* ring_;
-  float4* halves_;  // [8 warps][groups][32 lanes]
-  Barrier* full_;
-  Barrier* empty_;
+  const int warp_ = warp_id();
+  const int lane_ = lane_id();
+  std::uint16_t* own_inputs_ = nullptr;  // of this block alone
+  std::uint8_t* rings_;                  // [stream warps, 2] units
+  float4* sums_;
+  Barrier* handed_over_;  // [kSumRounds, stream warps] a unit's sums are
+  Barrier* added_;        // [kSumRounds] all sums of a round are
+  Barrier* fetched_;      // [2, stream warps] a unit is in its ring
+  Barrier* freed_;        // and has been multiplied
   TileTables tables_;
-  int* tile_count_;
+  BlockState* state_;
   GridBarrier* barrier_;
-  std::uint32_t* flags_;  // [blocks] pieces of the block's first tile are published
-  std::uint32_t rounds_before_ = 0;
-  std::uint32_t arrivals_ = 0;  // of the first thread
-  int tiles_ = 0;
-  RingPosition position_;  // of this warp's role in the ring
+  std::uint32_t* groups_done_;  // [tiles] times adders; zero between launches
+  int pass_count_;
+  std::uint32_t rounds_before_ = 0, rounds_ = 0;  // of the watching warp
 };
 
 template <int kTokens, int kParts>
 __global__ void __launch_bounds__(kThreads, 1)
-    experts_decode_kernel(const __grid_constant__ DecodeArgs args, int stages) {
+    experts_decode_kernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   let_next_start();
   wait_for_previous();
-  Decoder<kTokens, kParts>(args, stages, shared).run();
+  Decoder<kTokens, kParts>(args, shared).run();
 }
 
-using Kernel = void (*)(DecodeArgs, int);
+using Kernel = void (*)(DecodeArgs);
 
 Kernel kernel_for(const DecodeConfig& config) {
   const bool two = config.parts == 2;
@@ -550,7 +494,7 @@ void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStre
   launch.stream = stream;
   launch.attrs = attributes;
   launch.numAttrs = 2;
-  QT_CUDA(cudaLaunchKernelEx(&launch, kernel, args, config.stages));
+  QT_CUDA(cudaLaunchKernelEx(&launch, kernel, args));
 }
 
 }  // namespace quatrain::cuda
