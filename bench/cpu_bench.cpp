@@ -3,8 +3,10 @@
 //
 // Every measurement of a kernel is paired with a probe just before it (plain reads of memory, or
 // multiply-adds in registers), because other work changes what the machine gives from second to
-// second. Printed are the best pair's figures and the median of the pairs' ratios. Weights are
-// random codes in far more memory than the last-level cache holds, and each call reads others.
+// second. Printed are, by the wall's clock, the best rate of kernel and probe over all pairs and the
+// ratio of those two; and the median of the pairs' ratios by processor time, which other work does
+// not stretch. Weights are random codes in far more memory than the last-level cache holds, and each
+// call reads others.
 #include <algorithm>
 #include <cstdio>
 #include <random>
@@ -64,10 +66,7 @@ std::vector<float> random_floats(std::int64_t n) {
   return out;
 }
 
-struct Measured {
-  double seconds = 0;  // of the call
-  double probe = 0;    // of the probe: its rate
-};
+enum class Limit { kRead, kInt8, kFma, kTiles };
 
 class Bench {
  public:
@@ -82,35 +81,41 @@ class Bench {
   CpuOps& ops() { return ops_; }
   const Flags& flags() const { return flags_; }
 
-  double read_rate() {
-    const double seconds = read_seconds(ops_.pool(), probe_memory_.get(), probe_bytes_ / 4);
-    return static_cast<double>(probe_bytes_ / 4) / seconds;
+  Rate probe(Limit limit) {
+    switch (limit) {
+      case Limit::kRead:
+        return read_bytes_per_second(ops_.pool(), probe_memory_.get(), probe_bytes_ / 4);
+      case Limit::kInt8:
+        return int8_macs_per_second(ops_.pool(), ops_.isa());
+      case Limit::kFma:
+        return fma_macs_per_second(ops_.pool(), ops_.isa());
+      case Limit::kTiles:
+        return tile_macs_per_second(ops_.pool());
+    }
+    return {};
   }
 
-  /// `call(i)` runs the i-th call and moves `bytes` of weights or does `macs`, whichever is not 0.
+  /// `call()` moves `amount` bytes of weights, or does as many multiply-adds; each call others.
   template <class Call>
-  void report(const char* name, double bytes, double macs, bool int8, Call&& call) {
-    if (std::string(name).find(flags_.only) == std::string::npos) return;
-    call(0);
-    std::vector<double> ratios, rates, probes;
-    const double amount = bytes > 0 ? bytes : macs;
-    for (int i = 1; i <= flags_.pairs; ++i) {
-      const double probe = bytes > 0 ? read_rate()
-                           : int8    ? int8_macs_per_second(ops_.pool(), ops_.isa())
-                                     : fma_macs_per_second(ops_.pool(), ops_.isa());
-      const double start = cpu_seconds();
-      call(i);
-      const double rate = amount * ops_.pool().threads() / (cpu_seconds() - start);
-      ratios.push_back(rate / probe);
-      rates.push_back(rate);
-      probes.push_back(probe);
+  void report(const std::string& name, Limit limit, double amount, Call&& call) {
+    if (name.find(flags_.only) == std::string::npos) return;
+    call();
+    std::vector<double> ratios;
+    double best = 0, best_probe = 0;
+    for (int i = 0; i < flags_.pairs; ++i) {
+      const Rate limit_rate = probe(limit);
+      const Stopwatch watch;
+      call();
+      const double wall = amount / watch.wall_seconds();
+      ratios.push_back(amount * ops_.pool().threads() / watch.cpu_seconds() / limit_rate.cpu);
+      best = std::max(best, wall);
+      best_probe = std::max(best_probe, limit_rate.wall);
     }
     std::sort(ratios.begin(), ratios.end());
-    std::printf("%-34s %2d  %7.2f %s  probe %7.2f  ratio median %5.2f best %5.2f\n", name,
-                ops_.pool().threads(), *std::max_element(rates.begin(), rates.end()) / 1e9,
-                bytes > 0 ? "GB/s  " : "GMAC/s",
-                *std::max_element(probes.begin(), probes.end()) / 1e9, ratios[ratios.size() / 2],
-                ratios.back());
+    std::printf("%-34s %2d  %8.2f %s  of %8.2f  ratio %4.2f   by processor time %4.2f\n",
+                name.c_str(), ops_.pool().threads(), best / 1e9,
+                limit == Limit::kRead ? "GB/s  " : "GMAC/s", best_probe / 1e9, best / best_probe,
+                ratios[ratios.size() / 2]);
     std::fflush(stdout);
   }
 
@@ -143,6 +148,8 @@ struct StepArrays {
 };
 
 constexpr std::int64_t kHidden = 4096, kInner = 2048;
+// Tokens per expert from which on matrix tiles are the limit.
+constexpr std::int64_t kTiledTokens = 16;
 
 void bench_experts(Bench& bench, WeightFormat format, DType scale_dtype, const char* label) {
   const RandomWeights w13(format, DType::kU8, scale_dtype, kInner, kHidden);
@@ -163,60 +170,67 @@ void bench_experts(Bench& bench, WeightFormat format, DType scale_dtype, const c
                .window = 16,
                .index_topk = 16});
 
-  const auto run = [&](std::int64_t tokens, std::int64_t k, ExpertActivations mode, bool by_bytes) {
+  const auto run = [&](std::int64_t tokens, std::int64_t k, ExpertActivations mode) {
     StepArrays a(tokens, kHidden, kHidden, k);
-    const std::string name = fmt::format(
-        "{} {} M={}", label, mode == ExpertActivations::kInt8 ? "int8" : "fp32", tokens);
-    const double calls = by_bytes ? 8 : 1;  // long enough to time
-    const double moved = calls * static_cast<double>(k * bytes);
-    const double macs = static_cast<double>(tokens * k * 3 * kHidden * kInner);
+    const bool int8 = mode == ExpertActivations::kInt8;
+    const std::string name = fmt::format("{} {} M={}", label, int8 ? "int8" : "fp32", tokens);
+    const bool few = tokens == 1;
+    const int calls = few ? 8 : 1;  // long enough to time
+    const Limit limit = few                                                    ? Limit::kRead
+                        : !int8                                                ? Limit::kFma
+                        : ops.isa() == CpuIsa::kAmx && tokens >= kTiledTokens ? Limit::kTiles
+                                                                               : Limit::kInt8;
+    const double amount = few ? static_cast<double>(calls * k * bytes)
+                              : static_cast<double>(tokens * k * 3 * kHidden * kInner);
     std::int64_t next = 0;
-    bench.report(name.c_str(), by_bytes ? moved : 0, macs, mode == ExpertActivations::kInt8,
-                 [&](int) {
-                   for (int c = 0; c < static_cast<int>(calls); ++c) {
-                     for (std::int64_t t = 0; t < tokens; ++t)
-                       for (std::int64_t i = 0; i < k; ++i)
-                         a.ids[static_cast<std::size_t>(t * k + i)] =
-                             static_cast<std::int32_t>((next + i) % count);
-                     next += k;
-                     Batch batch;
-                     batch.token_ids = batch.slots = Tensor(a.slots.data(), DType::kI32, {tokens});
-                     ops.experts({.batch = batch,
-                                  .x = a.x_tensor(),
-                                  .ids = Tensor(a.ids.data(), DType::kI32, {tokens, k}),
-                                  .weights = Tensor(a.weights.data(), DType::kF32, {tokens, k}),
-                                  .w = experts.get(),
-                                  .limit = 10,
-                                  .activations = mode,
-                                  .out = a.out_tensor()});
-                   }
-                 });
+    bench.report(name, limit, amount, [&] {
+      for (int c = 0; c < calls; ++c) {
+        for (std::int64_t t = 0; t < tokens; ++t)
+          for (std::int64_t i = 0; i < k; ++i)
+            a.ids[static_cast<std::size_t>(t * k + i)] =
+                static_cast<std::int32_t>((next + i) % count);
+        next += k;
+        Batch batch;
+        batch.token_ids = batch.slots = Tensor(a.slots.data(), DType::kI32, {tokens});
+        ops.experts({.batch = batch,
+                     .x = a.x_tensor(),
+                     .ids = Tensor(a.ids.data(), DType::kI32, {tokens, k}),
+                     .weights = Tensor(a.weights.data(), DType::kF32, {tokens, k}),
+                     .w = experts.get(),
+                     .limit = 10,
+                     .activations = mode,
+                     .out = a.out_tensor()});
+      }
+    });
   };
-  for (const auto mode : {ExpertActivations::kInt8, ExpertActivations::kFull}) {
-    run(1, 6, mode, true);
-    run(8, 6, mode, false);
-    run(512, 1, mode, false);
-  }
+  for (const std::int64_t tokens : {1, 8, 16, 32, 64, 512})
+    run(tokens, tokens <= 8 ? 6 : 1, ExpertActivations::kInt8);
+  for (const std::int64_t tokens : {1, 8, 512})
+    run(tokens, tokens <= 8 ? 6 : 1, ExpertActivations::kFull);
 }
 
-void bench_linear(Bench& bench, const RandomWeights& w, const char* label) {
+void bench_linear(Bench& bench, WeightFormat format, DType dtype, DType scale_dtype,
+                  const char* label) {
+  const RandomWeights w(format, dtype, scale_dtype, 8192, 4096);
   CpuOps& ops = bench.ops();
   const std::int64_t count =
       std::max<std::int64_t>(2, (bench.flags().megabytes << 20) / w.view.bytes());
   std::vector<std::unique_ptr<PackedLinear>> all;
   for (std::int64_t i = 0; i < count; ++i) all.push_back(ops.pack_linear(w.view));
+  ops.reserve({.rows = 512, .context = 16, .slots = 1, .window = 16, .index_topk = 16});
   std::size_t next = 0;
-  for (const std::int64_t tokens : {1, 8, 512}) {
+  for (const std::int64_t tokens : {1, 8, 64, 512}) {
     StepArrays a(tokens, w.view.cols, w.view.rows, 1);
-    const double calls = tokens == 1 ? 8 : 1;
-    const double macs = static_cast<double>(tokens * w.view.rows * w.view.cols);
-    bench.report(
-        fmt::format("{} M={}", label, tokens).c_str(),
-        tokens == 1 ? calls * static_cast<double>(w.view.bytes()) : 0, macs, false, [&](int) {
-          for (int c = 0; c < static_cast<int>(calls); ++c)
-            ops.linear(
-                {.x = a.x_tensor(), .w = all[next++ % all.size()].get(), .out = a.out_tensor()});
-        });
+    const bool few = tokens == 1;
+    const int calls = few ? 8 : 1;
+    const Limit limit = few ? Limit::kRead : ops.isa() == CpuIsa::kAmx ? Limit::kTiles : Limit::kFma;
+    const double amount = few ? static_cast<double>(calls * w.view.bytes())
+                              : static_cast<double>(tokens * w.view.rows * w.view.cols);
+    bench.report(fmt::format("{} M={}", label, tokens), limit, amount, [&] {
+      for (int c = 0; c < calls; ++c)
+        ops.linear(
+            {.x = a.x_tensor(), .w = all[next++ % all.size()].get(), .out = a.out_tensor()});
+    });
   }
 }
 
@@ -229,11 +243,9 @@ void run(const Flags& flags) {
       bench_experts(bench, WeightFormat::kMxfp4, DType::kF8E8M0, "experts mxfp4");
     }
     Bench bench(flags, threads);
-    bench_linear(bench,
-                 RandomWeights(WeightFormat::kFp8Block, DType::kF8E4M3, DType::kF8E8M0, 8192, 4096),
+    bench_linear(bench, WeightFormat::kFp8Block, DType::kF8E4M3, DType::kF8E8M0,
                  "linear fp8 8192x4096");
-    bench_linear(bench, RandomWeights(WeightFormat::kDense, DType::kBF16, DType::kF32, 8192, 4096),
-                 "linear bf16 8192x4096");
+    bench_linear(bench, WeightFormat::kDense, DType::kBF16, DType::kF32, "linear bf16 8192x4096");
   }
 }
 
@@ -246,7 +258,7 @@ int main(int argc, char** argv) {
   app.add_option("-t,--threads", flags.threads, "Thread counts, separated by commas")
       ->delimiter(',')
       ->capture_default_str();
-  app.add_option("--cpu-isa", flags.isa, "avx2, avx512 or auto")->capture_default_str();
+  app.add_option("--cpu-isa", flags.isa, "avx2, avx512, vbmi, amx or auto")->capture_default_str();
   app.add_option("--megabytes", flags.megabytes, "Weights per format")
       ->check(CLI::Range(256, 1 << 20))
       ->capture_default_str();

@@ -26,6 +26,7 @@ __attribute__((target("avx2"))) std::int64_t read_part(const std::byte* data, st
 }
 
 constexpr std::int64_t kRounds = 2'000'000;
+constexpr std::int64_t kTileRounds = 300'000;
 constexpr int kChains = 12;
 
 // kRounds times: `step` once on each of 12 registers. The empty assembly keeps the compiler from
@@ -68,36 +69,79 @@ __attribute__((target("avx2,fma"))) void fma_avx2() {
 #undef QT_STEP
 }
 
-double rate(ThreadPool& pool, void (*loop)(), std::int64_t macs_per_instruction) {
-  const double start = cpu_seconds();
+// 16 rows of 16 FP32 sums, 32 columns: 8,192 multiply-adds an instruction.
+__attribute__((target("amx-tile,amx-bf16"))) void dot_tiles() {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const config;
+  alignas(64) std::uint16_t values[512];  // BF16 between 0.5 and 2
+  for (std::size_t i = 0; i < 512; ++i) values[i] = static_cast<std::uint16_t>(0x3F00 + i % 251);
+  __asm__ volatile("" : : "r"(&config), "r"(values) : "memory");
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, values, 64);
+  _tile_loadd(5, values, 64);
+  _tile_loadd(6, values, 64);
+  _tile_loadd(7, values, 64);
+  for (std::int64_t i = 0; i < kTileRounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+
+// The rate of `amount` for each of the threads.
+Rate rate_of(ThreadPool& pool, const Stopwatch& watch, double amount) {
+  return {.wall = amount / watch.wall_seconds(),
+          .cpu = amount * pool.threads() / watch.cpu_seconds()};
+}
+
+Rate rate(ThreadPool& pool, void (*loop)(), std::int64_t macs) {
+  const Stopwatch watch;
   pool.parallel_for(pool.threads(), 1, [&](std::int64_t, std::int64_t, int) { loop(); });
-  return static_cast<double>(kRounds * kChains * macs_per_instruction * pool.threads()) /
-         (cpu_seconds() - start) * pool.threads();
+  return rate_of(pool, watch, static_cast<double>(macs * pool.threads()));
+}
+
+double now(clockid_t clock) {
+  timespec t{};
+  clock_gettime(clock, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
 }  // namespace
 
-double cpu_seconds() {
-  timespec t{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
+Stopwatch::Stopwatch() : wall_(now(CLOCK_MONOTONIC)), cpu_(now(CLOCK_PROCESS_CPUTIME_ID)) {}
+double Stopwatch::wall_seconds() const { return now(CLOCK_MONOTONIC) - wall_; }
+double Stopwatch::cpu_seconds() const { return now(CLOCK_PROCESS_CPUTIME_ID) - cpu_; }
 
-double read_seconds(ThreadPool& pool, const std::byte* data, std::int64_t bytes) {
+Rate read_bytes_per_second(ThreadPool& pool, const std::byte* data, std::int64_t bytes) {
   constexpr std::int64_t kPart = 4 << 20;
-  const double start = cpu_seconds();
+  const Stopwatch watch;
   pool.parallel_for(bytes / kPart, 1, [&](std::int64_t begin, std::int64_t end, int) {
     sink += read_part(data + begin * kPart, (end - begin) * kPart);
   });
-  return (cpu_seconds() - start) / pool.threads();
+  return rate_of(pool, watch, static_cast<double>(bytes / kPart * kPart));
 }
 
-double int8_macs_per_second(ThreadPool& pool, CpuIsa isa) {
-  return isa == CpuIsa::kAvx2 ? rate(pool, dot_avx2, 32) : rate(pool, dot_avx512, 64);
+Rate int8_macs_per_second(ThreadPool& pool, CpuIsa isa) {
+  return isa == CpuIsa::kAvx2 ? rate(pool, dot_avx2, kRounds * kChains * 32)
+                              : rate(pool, dot_avx512, kRounds * kChains * 64);
 }
 
-double fma_macs_per_second(ThreadPool& pool, CpuIsa isa) {
-  return isa == CpuIsa::kAvx2 ? rate(pool, fma_avx2, 8) : rate(pool, fma_avx512, 16);
+Rate fma_macs_per_second(ThreadPool& pool, CpuIsa isa) {
+  return isa == CpuIsa::kAvx2 ? rate(pool, fma_avx2, kRounds * kChains * 8)
+                              : rate(pool, fma_avx512, kRounds * kChains * 16);
+}
+
+Rate tile_macs_per_second(ThreadPool& pool) {
+  return rate(pool, dot_tiles, kTileRounds * 4 * 8192);
 }
 
 }  // namespace quatrain::bench

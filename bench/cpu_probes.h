@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the machine can do at most, measured: reading memory and multiplying.
+// What the machine can do at most: plain reads of memory, multiply-adds in registers.
 #pragma once
 
 #include <cstddef>
@@ -10,17 +10,34 @@
 
 namespace quatrain::bench {
 
-/// CPU time of all threads of the process. Rates are per CPU second of a thread: time that other
-/// programs take does not count, time that a thread spins in wait for others does.
-double cpu_seconds();
+/// Time since construction: of the wall, and of all threads of this process on processors.
+class Stopwatch {
+ public:
+  Stopwatch();
+  double wall_seconds() const;
+  double cpu_seconds() const;
 
-/// Reads [data, data + bytes) once, each thread its own consecutive parts; returns cpu_seconds()
-/// per thread.
-double read_seconds(ThreadPool& pool, const std::byte* data, std::int64_t bytes);
+ private:
+  double wall_, cpu_;
+};
 
-/// Multiply-adds per second of all threads in registers: 8-bit dot products (VPDPBUSD, or
-/// VPMADDUBSW with its additions on AVX2), and FP32 FMA.
-double int8_macs_per_second(ThreadPool& pool, CpuIsa isa);
-double fma_macs_per_second(ThreadPool& pool, CpuIsa isa);
+/// Of all threads together, per second of the wall and per second that a thread was running. The
+/// second is the one to compare while other work shares the processors, as long as no thread waits
+/// asleep.
+struct Rate {
+  double wall = 0;
+  double cpu = 0;
+};
+
+Rate read_bytes_per_second(ThreadPool& pool, const std::byte* data, std::int64_t bytes);
+
+/// Multiply-adds per second of 8-bit dot products.
+Rate int8_macs_per_second(ThreadPool& pool, CpuIsa isa);
+
+/// The same in FP32.
+Rate fma_macs_per_second(ThreadPool& pool, CpuIsa isa);
+
+/// The same of TDPBF16PS. The machine must have CpuIsa::kAmx.
+Rate tile_macs_per_second(ThreadPool& pool);
 
 }  // namespace quatrain::bench

@@ -116,18 +116,21 @@ TEST_P(Kernels, Int8ActivationsHaveTheBitsOfTheDefinition) {
     std::vector<float> x = random.normals(n, std::exp(random.uniform(-80, 80)));
     if (i % 7 == 0) std::fill_n(x.begin(), kInt8Block, 0.0f);
     if (i % 11 == 0) x[static_cast<std::size_t>(random.integer(0, n - 1))] = kNaN;
-    std::vector<Int8Activations> found(static_cast<std::size_t>(n / kInt8Block)), expected = found;
+    std::vector<Int8Activations> found(static_cast<std::size_t>((n + 127) / 128)), expected = found;
+    std::memset(found.data(), 0x5A, found.size() * sizeof found[0]);
     fast().quantise_int8(x.data(), n, found.data());
     plain().quantise_int8(x.data(), n, expected.data());
     std::vector<float> rounded(x.size());
     int8_round_row(x.data(), n, rounded.data());
-    for (std::size_t b = 0; b < found.size(); ++b) {
-      ASSERT_EQ(std::isnan(found[b].scale), std::isnan(expected[b].scale));
-      if (std::isnan(found[b].scale)) continue;  // its values mean nothing
-      ASSERT_EQ(std::memcmp(&found[b], &expected[b], sizeof found[b]), 0) << "block " << b;
-      for (std::size_t c = 0; c < static_cast<std::size_t>(kInt8Block); ++c)
-        ASSERT_EQ(rounded[b * kInt8Block + c],
-                  static_cast<float>(found[b].values[c]) * found[b].scale);
+    for (std::size_t g = 0; g < found.size(); ++g) {
+      ASSERT_EQ(std::isnan(found[g].scale), std::isnan(expected[g].scale));
+      if (std::isnan(found[g].scale)) continue;  // its values mean nothing
+      ASSERT_EQ(found[g].scale, expected[g].scale);
+      ASSERT_EQ(std::memcmp(found[g].values, expected[g].values, sizeof found[g].values), 0);
+      ASSERT_EQ(std::memcmp(found[g].offsets, expected[g].offsets, sizeof found[g].offsets), 0);
+      for (std::size_t c = 0; c < static_cast<std::size_t>(kInt8Group); ++c)
+        ASSERT_EQ(128 * g + c < rounded.size() ? rounded[128 * g + c] : 0.0f,
+                  static_cast<float>(found[g].values[c]) * found[g].scale);
     }
   }
 }
@@ -146,13 +149,13 @@ TEST_P(Kernels, Int8Products) {
       const auto memory = map_memory(panels.panel_bytes());
       panels.pack(matrix.view(), memory.get(), panels.panel_bytes(), pool);
       const int tokens = static_cast<int>(random.integer(1, fast().int8_tile));
-      const auto blocks = static_cast<std::size_t>(cols / kInt8Block);
+      const auto groups = static_cast<std::size_t>((cols + kInt8Group - 1) / kInt8Group);
       std::vector<std::vector<Int8Activations>> inputs;
       std::vector<std::vector<float>> outputs;
       const Int8Activations* x[CpuKernels::kMaxTile];
       float* out[CpuKernels::kMaxTile];
       for (int t = 0; t < tokens; ++t) {
-        inputs.emplace_back(blocks);
+        inputs.emplace_back(groups);
         outputs.emplace_back(static_cast<std::size_t>(kPanelRows), kNaN);
         fast().quantise_int8(random.normals(cols, 2).data(), cols, inputs.back().data());
       }
@@ -167,13 +170,62 @@ TEST_P(Kernels, Int8Products) {
           const std::vector<double> row = matrix.row(r);
           double sum = 0, magnitude = 0;
           for (std::size_t c = 0; c < row.size(); ++c) {
-            const Int8Activations& block = x[t][c / kInt8Block];
-            const double term = row[c] * block.values[c % kInt8Block] * block.scale;
+            const Int8Activations& group = x[t][c / kInt8Group];
+            const double term = row[c] * group.values[c % kInt8Group] * group.scale;
             sum += term;
             magnitude += std::abs(term);
           }
           ASSERT_NEAR(out[t][r], sum, 1e-6 * magnitude + 1e-30) << name << " " << cols;
         }
+    }
+}
+
+// Matrix tiles give the bits of the int8 products for panels that say so.
+TEST_P(Kernels, Int8TilesHaveTheBitsOfTheProducts) {
+  if (fast().int8_tile_tokens == 0) GTEST_SKIP() << "no matrix tiles";
+  Random random(6);
+  ThreadPool pool(1);
+  for (const MatrixKind& kind : kMatrixKinds)
+    for (int i = 0; i < 200 && column_multiple(kind.format) > 1; ++i) {
+      const std::int64_t cols = column_multiple(kind.format) * random.integer(1, 24);
+      const std::int64_t tokens = random.integer(1, i % 20 == 0 ? kTileTokens : 50);
+      const int panel_count = static_cast<int>(random.integer(1, 2));
+      RandomMatrix matrix(kind, panel_count * kPanelRows, cols, static_cast<unsigned>(i));
+      PanelMatrix panels(matrix.view());
+      const auto memory = map_memory(panel_count * panels.panel_bytes());
+      panels.pack(matrix.view(), memory.get(), panels.panel_bytes(), pool);
+      TileRows rows;
+      rows.reserve(tokens, cols, 1);
+      rows.set_width(cols, 1);
+      std::vector<std::vector<Int8Activations>> inputs;
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        inputs.emplace_back(static_cast<std::size_t>(rows.groups()));
+        fast().quantise_int8(random.normals(cols, 2).data(), cols, inputs.back().data());
+        fast().expand_int8(panels.format(), inputs.back().data(), rows.groups(), rows.values(t),
+                           rows.scales(t));
+      }
+      const auto sums = map_memory(tokens * kTileRows * 4);
+      TileTask task{.panels = {},
+                    .panel_count = panel_count,
+                    .x = rows.from(0),
+                    .tokens = tokens,
+                    .sums = reinterpret_cast<float*>(sums.get())};
+      for (int p = 0; p < panel_count; ++p) task.panels[p] = panels.panel(p);
+      fast().int8_tiles[static_cast<int>(panels.format())](task);
+      const auto* products =
+          panels.format() == PanelFormat::kNvfp4 ? fast().nvfp4_int8 : fast().mxfp4_int8;
+      for (int p = 0; p < panel_count; ++p) {
+        ASSERT_TRUE(panels.has_exact_chunks(p));
+        for (std::int64_t t = 0; t < tokens; ++t) {
+          std::vector<float> expected(static_cast<std::size_t>(kPanelRows));
+          const Int8Activations* x = inputs[static_cast<std::size_t>(t)].data();
+          float* out = expected.data();
+          products[1](panels.panel(p), &x, &out);
+          const float* found = task.sums + t * kTileRows + p * kPanelRows;
+          ASSERT_TRUE(same_bits(std::vector<float>(found, found + kPanelRows), expected))
+              << kind.name << " " << cols << " columns, " << tokens << " tokens, row " << t;
+        }
+      }
     }
 }
 
@@ -272,6 +324,29 @@ std::vector<CpuIsa> vector_isas() {
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Kernels);
 INSTANTIATE_TEST_SUITE_P(Cpu, Kernels, ::testing::ValuesIn(vector_isas()),
                          [](const auto& test) { return std::string(name_of(test.param)); });
+
+// Panels whose blocks' scales are too far apart for exact sums of 32 columns.
+TEST(PanelMatrixExactness, IsThatOfTheScales) {
+  ThreadPool pool(1);
+  const auto& nvfp4 = kMatrixKinds[3];
+  ASSERT_EQ(nvfp4.format, WeightFormat::kNvfp4);
+  for (const auto& [first, second, exact] : {std::tuple{0x38, 0x10, true},
+                                            {0x38, 0x0F, false},
+                                            {0x00, 0x7E, true},
+                                            {0x01, 0x37, true},
+                                            {0x01, 0x38, false}}) {
+    RandomMatrix matrix(nvfp4, 40, 64, 1);
+    std::vector<std::byte> scales(160, std::byte{0x38});
+    scales[4 * 35 + 2] = static_cast<std::byte>(first);  // columns 32–47 of row 35
+    scales[4 * 35 + 3] = static_cast<std::byte>(second);
+    matrix.view().scales = scales.data();
+    PanelMatrix panels(matrix.view());
+    const auto memory = map_memory(panels.panels() * panels.panel_bytes());
+    panels.pack(matrix.view(), memory.get(), panels.panel_bytes(), pool);
+    EXPECT_TRUE(panels.has_exact_chunks(0));
+    EXPECT_EQ(panels.has_exact_chunks(1), exact) << first << " " << second;
+  }
+}
 
 TEST(CpuIsaNames, AreParsedAndRefused) {
   EXPECT_EQ(parse_isa("auto"), best_isa());

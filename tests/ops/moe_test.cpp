@@ -192,11 +192,11 @@ double row_scale(const reference::Row& x) {
   return amax / (6 * 448);
 }
 
-// The nearest multiples of max / 127, per group of 32.
+// The nearest multiples of max / 127, per group of 128.
 reference::Row int8_grid(reference::Row x) {
-  for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+  for (std::size_t begin = 0; begin < x.size(); begin += 128) {
     const std::span<double> group =
-        std::span(x).subspan(begin, std::min<std::size_t>(32, x.size() - begin));
+        std::span(x).subspan(begin, std::min<std::size_t>(128, x.size() - begin));
     double amax = 0;
     for (const double v : group) amax = std::max(amax, std::abs(v));
     for (double& v : group) v = amax > 0 ? std::nearbyint(v * 127 / amax) * amax / 127 : 0;

@@ -46,15 +46,15 @@ float int8_inverse(float amax) { return amax < 1e-30f ? 0.0f : 127.0f / amax; }
 }  // namespace
 
 void int8_quantise_row(const float* x, std::int64_t n, Int8Activations* out) {
-  for (std::int64_t begin = 0; begin < n; begin += kInt8Group) {
-    const std::int64_t end = std::min(n, begin + kInt8Group);
-    const float amax = magnitude(x + begin, end - begin);
+  for (std::int64_t begin = 0; begin < n; begin += kInt8Group, ++out) {
+    const std::int64_t count = std::min(n - begin, kInt8Group);
+    const float amax = magnitude(x + begin, count);
     const float inverse = int8_inverse(amax);
-    for (std::int64_t b = begin; b < end; b += kInt8Block, ++out) {
-      for (std::int64_t i = 0; i < kInt8Block; ++i)
-        out->values[i] = int8_nearest(x[b + i] * inverse);
-      out->offset = -12 * std::accumulate(out->values, out->values + kInt8Block, 0);
-      out->scale = amax / 127.0f;
+    *out = {};
+    out->scale = amax / 127.0f;
+    for (std::int64_t i = 0; i < count; ++i) {
+      out->values[i] = int8_nearest(x[begin + i] * inverse);
+      out->offsets[i / kInt8Block] -= 12 * out->values[i];
     }
   }
 }

@@ -7,6 +7,7 @@
 // number or the thread count: every sum has one fixed order.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -50,12 +51,37 @@ class Int8Rows {
   /// Room for `rows` of up to `width` values; never shrinks.
   void reserve(std::int64_t rows, std::int64_t width);
   void set(const CpuKernels& kernels, std::int64_t row, const float* x, std::int64_t n);
-  const Int8Activations* row(std::int64_t i) const { return blocks_.get() + i * blocks_per_row_; }
+  const Int8Activations* row(std::int64_t i) const { return groups_.get() + i * groups_per_row_; }
 
  private:
   std::int64_t rows_ = 0;
-  std::int64_t blocks_per_row_ = 0;
-  std::unique_ptr<Int8Activations[]> blocks_;
+  std::int64_t groups_per_row_ = 0;
+  std::unique_ptr<Int8Activations[]> groups_;
+};
+
+/// Rows of activations for matrix tiles.
+class TileRows {
+ public:
+  /// Room for `rows` of up to `width` values, each as `parts` BF16 values; never shrinks.
+  void reserve(std::int64_t rows, std::int64_t width, std::int64_t parts);
+  /// Makes rows that wide; what they held is lost. Returns how many there is room for.
+  std::int64_t set_width(std::int64_t width, std::int64_t parts);
+
+  std::int64_t groups() const { return groups_; }
+  std::uint16_t* values(std::int64_t row) { return values_.get() + row * stride_; }
+  float* scales(std::int64_t row) { return scales_.get() + row * groups_; }
+  /// Rows from `row` on.
+  TileInputs from(std::int64_t row) {
+    return {.values = values(row), .stride = stride_, .scales = scales(row)};
+  }
+
+ private:
+  std::int64_t value_capacity_ = 0;
+  std::int64_t scale_capacity_ = 0;
+  std::int64_t groups_ = 0;
+  std::int64_t stride_ = 0;
+  std::unique_ptr<std::uint16_t[]> values_;
+  std::unique_ptr<float[]> scales_;
 };
 
 class CpuOps final : public Ops {
@@ -98,6 +124,9 @@ class CpuOps final : public Ops {
   // Work below this many bytes or operations takes less time than waking a thread.
   static constexpr std::int64_t kSmallWork = 32 << 10;
 
+  // Groups of a grouped linear whose inputs matrix tiles take.
+  static constexpr std::int64_t kMostTileGroups = 64;
+
   bool has_panels() const { return kernels_.float_tile > 0; }
   // As pool_.parallel_for, but on this thread alone when all `work` together is small.
   template <class Body>
@@ -119,6 +148,14 @@ class CpuOps final : public Ops {
                     std::int64_t x_stride, std::int64_t tokens, float* out,
                     std::int64_t out_stride);
 
+  bool has_tiles(const PanelMatrix& w, std::int64_t groups) const;
+  void tile_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
+                   std::int64_t x_stride, std::int64_t tokens, float* out,
+                   std::int64_t out_stride);
+  float* thread_sums(int thread) {
+    return reinterpret_cast<float*>(thread_sums_.get()) + thread * kTileTokens * kTileRows;
+  }
+
   // hyper_connections.cpp
   void site_mixes(const float* v, std::int64_t n, const Tensor& fn, float eps, bool share,
                   float* m);
@@ -133,14 +170,23 @@ class CpuOps final : public Ops {
   void sort_slots_by_expert(const op::Experts& args);
   void round_expert_inputs(const op::Experts& args);
   void round_hidden(const op::Experts& args);
+  bool takes_tiles(std::int32_t e, const CpuWeight& w) const;
+  void expand_expert_rows(const op::Experts& args, bool first);
   void expert_hidden(const op::Experts& args);
+  void hidden_by_panels(const op::Experts& args, std::int32_t e, std::int64_t p, int thread);
+  void hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int thread);
   void expert_outputs(const op::Experts& args);
+  void outputs_by_panel(const op::Experts& args, std::int32_t e, std::int64_t p, int thread);
+  void outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int panels,
+                        int thread);
   void combine_outputs(const op::Experts& args);
   bool exact_input(const op::Experts& args, const CpuWeight& w) const;
   std::int64_t expert_grain(std::int64_t tasks) const;
   std::int64_t expert_work(const op::Experts& args) const;
   template <class Body>
   void for_each_pass(std::int32_t e, Body&& body) const;
+  template <class Body>
+  void for_each_tile_pass(std::int32_t e, Body&& body) const;
   template <class Out>
   void multiply_expert(const CpuWeight& w, std::int64_t p, const Int8Rows* int8, const float* x,
                        std::int64_t x_per_row, std::int64_t int8_per_row,
@@ -160,6 +206,10 @@ class CpuOps final : public Ops {
   std::unique_ptr<const float*[]> thread_keys_;
   std::vector<RopeAngles> thread_angles_;
   std::unique_ptr<float[]> index_scores_;  // [key_capacity_] of one row
+  // For matrix tiles: the sums of a task per thread, the inputs of a linear or of the experts.
+  std::shared_ptr<std::byte> thread_sums_;
+  std::int64_t widest_tile_linear_ = 0;
+  TileRows tile_rows_;
   std::vector<SamplerWorkspace> samplers_;
 
   // Scratch of experts(), by slot = t * k + i.

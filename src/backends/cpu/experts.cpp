@@ -147,65 +147,164 @@ void CpuOps::multiply_expert(const CpuWeight& w, std::int64_t p, const Int8Rows*
         [&](std::int64_t i) { return x + slot(i) / x_per_row * w.panels->cols(); }, out);
 }
 
+// Does this expert have tokens enough for matrix tiles?
+bool CpuOps::takes_tiles(std::int32_t e, const CpuWeight& w) const {
+  const auto i = static_cast<std::size_t>(e);
+  return w.panels && kernels_.int8_tiles[static_cast<int>(w.panels->format())] != nullptr &&
+         expert_end_[i] - expert_begin_[i] >= kernels_.int8_tile_tokens;
+}
+
+// The int8 inputs of the first or second projection as tiles take them: row i is sorted_slots_[i].
+void CpuOps::expand_expert_rows(const op::Experts& args, bool first) {
+  if (args.activations != ExpertActivations::kInt8 || kernels_.int8_tile_tokens == 0) return;
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t width = first ? all.hidden : all.intermediate;
+  const std::int64_t rows = active_.empty() ? 0 : expert_end_[static_cast<std::size_t>(active_.back())];
+  tile_rows_.set_width(width, 1);
+  parallel_for(rows, 4, rows * width, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int32_t s = sorted_slots_[static_cast<std::size_t>(i)];
+      const std::int32_t e = args.ids.i32()[s];
+      const auto& expert = all.experts[static_cast<std::size_t>(e)];
+      const CpuWeight& w = first ? expert.w1 : expert.w2;
+      if (!takes_tiles(e, w)) continue;
+      kernels_.expand_int8(w.panels->format(), first ? int8_inputs_.row(s / k) : int8_hidden_.row(s),
+                           tile_rows_.groups(), tile_rows_.values(i), tile_rows_.scales(i));
+    }
+  });
+}
+
 // The first projections: 32 values of gate and up make 32 hidden values.
 void CpuOps::expert_hidden(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
-  const std::int64_t k = args.ids.dim(1);
-  const std::int64_t inner = all.intermediate;
-  const bool weight_first = args.activations == ExpertActivations::kStatic;
-  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_inputs_ : nullptr;
-  const std::int64_t parts = panels_of(inner);
+  const std::int64_t parts = panels_of(all.intermediate);
   const std::int64_t tasks = static_cast<std::int64_t>(active_.size()) * parts;
-  const auto gate_or_up = [&](const CpuWeight& w, std::int64_t p,
-                              std::span<const std::int32_t> slots, int thread, PassBuffer& out) {
-    const bool exact = exact_input(args, w);
-    multiply_expert(w, p, int8, exact ? args.x.f32() : expert_inputs_.get(), exact ? k : 1, k,
-                    slots, thread, [&](std::int64_t i) { return out[i]; });
-  };
+  const bool int8 = args.activations == ExpertActivations::kInt8;
   parallel_for(tasks, expert_grain(tasks), expert_work(args),
                [&](std::int64_t begin, std::int64_t end, int thread) {
-                 alignas(64) PassBuffer gate, up;
                  for (std::int64_t task = begin; task < end; ++task) {
                    const std::int32_t e = active_[static_cast<std::size_t>(task / parts)];
                    const auto& expert = all.experts[static_cast<std::size_t>(e)];
                    const std::int64_t p = task % parts;
-                   const std::int64_t n = std::min(kPanelRows, inner - p * kPanelRows);
-                   for_each_pass(e, [&](std::span<const std::int32_t> slots) {
-                     gate_or_up(expert.w1, p, slots, thread, gate);
-                     gate_or_up(expert.w3, p, slots, thread, up);
-                     for (std::size_t i = 0; i < slots.size(); ++i) {
-                       float* h = expert_hidden_.get() + slots[i] * inner + p * kPanelRows;
-                       kernels_.swiglu(gate[i], up[i], n, args.limit, h);
-                       if (weight_first)
-                         for (std::int64_t j = 0; j < n; ++j) h[j] *= args.weights.f32()[slots[i]];
-                     }
-                   });
+                   if (int8 && takes_tiles(e, expert.w1) && takes_tiles(e, expert.w3) &&
+                       expert.w1.panels->format() == expert.w3.panels->format() &&
+                       expert.w1.panels->has_exact_chunks(p) &&
+                       expert.w3.panels->has_exact_chunks(p))
+                     hidden_by_tiles(args, e, p, thread);
+                   else
+                     hidden_by_panels(args, e, p, thread);
                  }
                });
 }
 
-// The second projection of every slot.
+void CpuOps::hidden_by_panels(const op::Experts& args, std::int32_t e, std::int64_t p,
+                              int thread) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const auto& expert = all.experts[static_cast<std::size_t>(e)];
+  const std::int64_t k = args.ids.dim(1);
+  const std::int64_t inner = all.intermediate;
+  const std::int64_t n = std::min(kPanelRows, inner - p * kPanelRows);
+  const bool weight_first = args.activations == ExpertActivations::kStatic;
+  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_inputs_ : nullptr;
+  alignas(64) PassBuffer gate, up;
+  const auto multiply = [&](const CpuWeight& w, std::span<const std::int32_t> slots,
+                            PassBuffer& out) {
+    const bool exact = exact_input(args, w);
+    multiply_expert(w, p, int8, exact ? args.x.f32() : expert_inputs_.get(), exact ? k : 1, k,
+                    slots, thread, [&](std::int64_t i) { return out[i]; });
+  };
+  for_each_pass(e, [&](std::span<const std::int32_t> slots) {
+    multiply(expert.w1, slots, gate);
+    multiply(expert.w3, slots, up);
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      float* h = expert_hidden_.get() + slots[i] * inner + p * kPanelRows;
+      kernels_.swiglu(gate[i], up[i], n, args.limit, h);
+      if (weight_first)
+        for (std::int64_t j = 0; j < n; ++j) h[j] *= args.weights.f32()[slots[i]];
+    }
+  });
+}
+
+void CpuOps::hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int thread) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const auto& expert = all.experts[static_cast<std::size_t>(e)];
+  const std::int64_t inner = all.intermediate;
+  const std::int64_t n = std::min(kPanelRows, inner - p * kPanelRows);
+  for_each_tile_pass(e, [&](std::int64_t row, std::int64_t tokens) {
+    float* sums = thread_sums(thread);
+    kernels_.int8_tiles[static_cast<int>(expert.w1.panels->format())](
+        {.panels = {expert.w1.panels->panel(p), expert.w3.panels->panel(p)},
+         .panel_count = 2,
+         .x = tile_rows_.from(row),
+         .tokens = tokens,
+         .sums = sums});
+    for (std::int64_t t = 0; t < tokens; ++t, sums += kTileRows) {
+      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(row + t)];
+      kernels_.swiglu(sums, sums + kPanelRows, n, args.limit,
+                      expert_hidden_.get() + slot * inner + p * kPanelRows);
+    }
+  });
+}
+
+// The second projection of every slot, two panels at a time.
 void CpuOps::expert_outputs(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
-  const std::int64_t hidden = all.hidden;
-  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_hidden_ : nullptr;
-  const std::int64_t parts = panels_of(hidden);
+  const std::int64_t panels = panels_of(all.hidden);
+  const std::int64_t parts = (panels + 1) / 2;
   const std::int64_t tasks = static_cast<std::int64_t>(active_.size()) * parts;
+  const bool int8 = args.activations == ExpertActivations::kInt8;
   parallel_for(tasks, expert_grain(tasks), expert_work(args),
                [&](std::int64_t begin, std::int64_t end, int thread) {
                  for (std::int64_t task = begin; task < end; ++task) {
                    const std::int32_t e = active_[static_cast<std::size_t>(task / parts)];
-                   const std::int64_t p = task % parts;
-                   for_each_pass(e, [&](std::span<const std::int32_t> slots) {
-                     multiply_expert(
-                         all.experts[static_cast<std::size_t>(e)].w2, p, int8, expert_hidden_.get(),
-                         1, 1, slots, thread, [&](std::int64_t i) {
-                           return expert_outputs_.get() +
-                                  slots[static_cast<std::size_t>(i)] * hidden + p * kPanelRows;
-                         });
-                   });
+                   const CpuWeight& w = all.experts[static_cast<std::size_t>(e)].w2;
+                   const std::int64_t first = task % parts * 2;
+                   const std::int64_t last = std::min(first + 2, panels);
+                   const bool tiles = int8 && takes_tiles(e, w);
+                   const auto exact = [&](std::int64_t p) { return w.panels->has_exact_chunks(p); };
+                   if (tiles && exact(first) && exact(last - 1)) {
+                     outputs_by_tiles(args, e, first, static_cast<int>(last - first), thread);
+                     continue;
+                   }
+                   for (std::int64_t p = first; p < last; ++p)
+                     outputs_by_panel(args, e, p, thread);
                  }
                });
+}
+
+void CpuOps::outputs_by_panel(const op::Experts& args, std::int32_t e, std::int64_t p,
+                              int thread) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_hidden_ : nullptr;
+  for_each_pass(e, [&](std::span<const std::int32_t> slots) {
+    multiply_expert(all.experts[static_cast<std::size_t>(e)].w2, p, int8, expert_hidden_.get(), 1,
+                    1, slots, thread, [&](std::int64_t i) {
+                      return expert_outputs_.get() +
+                             slots[static_cast<std::size_t>(i)] * all.hidden + p * kPanelRows;
+                    });
+  });
+}
+
+void CpuOps::outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int panels,
+                              int thread) {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const PanelMatrix& w = *all.experts[static_cast<std::size_t>(e)].w2.panels;
+  const std::int64_t n = std::min(panels * kPanelRows, w.rows() - p * kPanelRows);
+  for_each_tile_pass(e, [&](std::int64_t row, std::int64_t tokens) {
+    TileTask task{.panels = {w.panel(p), {}},
+                  .panel_count = panels,
+                  .x = tile_rows_.from(row),
+                  .tokens = tokens,
+                  .sums = thread_sums(thread)};
+    if (panels == 2) task.panels[1] = w.panel(p + 1);
+    kernels_.int8_tiles[static_cast<int>(w.format())](task);
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(row + t)];
+      std::copy_n(task.sums + t * kTileRows, n,
+                  expert_outputs_.get() + slot * all.hidden + p * kPanelRows);
+    }
+  });
 }
 
 // Combines in the order of the router's choice, which no neighbour can change.
@@ -228,8 +327,10 @@ void CpuOps::combine_outputs(const op::Experts& args) {
 void CpuOps::experts(const op::Experts& args) {
   sort_slots_by_expert(args);
   round_expert_inputs(args);
+  expand_expert_rows(args, true);
   expert_hidden(args);
   round_hidden(args);
+  expand_expert_rows(args, false);
   expert_outputs(args);
   combine_outputs(args);
 }
@@ -242,6 +343,14 @@ void CpuOps::for_each_pass(std::int32_t e, Body&& body) const {
                                             sorted_slots_.data() + expert_end_[i]);
   for (std::size_t begin = 0; begin < slots.size(); begin += kTokensPerPass)
     body(slots.subspan(begin, std::min<std::size_t>(kTokensPerPass, slots.size() - begin)));
+}
+
+// body(row, tokens) for the sorted rows of expert e, kTileTokens at a time.
+template <class Body>
+void CpuOps::for_each_tile_pass(std::int32_t e, Body&& body) const {
+  const std::int64_t end = expert_end_[static_cast<std::size_t>(e)];
+  for (std::int64_t row = expert_begin_[static_cast<std::size_t>(e)]; row < end; row += kTileTokens)
+    body(row, std::min(kTileTokens, end - row));
 }
 
 std::int64_t CpuOps::expert_grain(std::int64_t tasks) const {

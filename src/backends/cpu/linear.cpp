@@ -57,6 +57,58 @@ void CpuOps::panel_linear(const PanelMatrix& w, std::int64_t groups, const float
                });
 }
 
+// Panels must not span groups.
+bool CpuOps::has_tiles(const PanelMatrix& w, std::int64_t groups) const {
+  return kernels_.float_tiles[static_cast<int>(w.format())] != nullptr &&
+         (groups == 1 || (groups <= kMostTileGroups && w.rows() / groups % kPanelRows == 0));
+}
+
+// On matrix tiles, for any number of tokens, so that a row's bits depend on nothing else.
+void CpuOps::tile_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
+                         std::int64_t x_stride, std::int64_t tokens, float* out,
+                         std::int64_t out_stride) {
+  const std::int64_t room = tile_rows_.set_width(w.cols(), 2) / groups;
+  QT_CHECK(room > 0, "a linear of {} columns was packed after reserve()", w.cols());
+  const std::int64_t chunk = std::min({tokens, kTileTokens, room});
+  const std::int64_t panels = w.panels() / groups;  // of a group
+  // Alone, panels make more tasks; in pairs they share the loads of activations.
+  const std::int64_t together = tokens < kManyTokens ? 1 : 2;
+  const std::int64_t parts = (panels + together - 1) / together;
+  const TileProduct product = kernels_.float_tiles[static_cast<int>(w.format())];
+  for (std::int64_t t0 = 0; t0 < tokens; t0 += chunk) {
+    const std::int64_t count = std::min(chunk, tokens - t0);
+    // Row g · count + t: token t of group g.
+    parallel_for(groups * count, 4, groups * count * w.cols(),
+                 [&](std::int64_t begin, std::int64_t end, int) {
+                   for (std::int64_t i = begin; i < end; ++i)
+                     kernels_.split_floats(x + (t0 + i % count) * x_stride + i / count * w.cols(),
+                                           w.cols(), tile_rows_.values(i));
+                 });
+    const std::int64_t grain = std::max<std::int64_t>(1, groups * parts / (8 * pool_.threads()));
+    parallel_for(groups * parts, grain, w.panels() * w.panel_bytes() * count,
+                 [&](std::int64_t begin, std::int64_t end, int thread) {
+                   for (std::int64_t i = begin; i < end; ++i) {
+                     const std::int64_t g = i / parts, first = i % parts * together;
+                     const std::int64_t p = g * panels + first;
+                     TileTask task{.panels = {},
+                                   .panel_count = 0,
+                                   .x = tile_rows_.from(g * count),
+                                   .tokens = count,
+                                   .sums = thread_sums(thread)};
+                     for (; task.panel_count < std::min(together, panels - first);
+                          ++task.panel_count)
+                       task.panels[task.panel_count] = w.panel(p + task.panel_count);
+                     product(task);
+                     const std::int64_t rows =
+                         std::min(task.panel_count * kPanelRows, w.rows() - p * kPanelRows);
+                     for (std::int64_t t = 0; t < count; ++t)
+                       std::copy_n(task.sums + t * kTileRows, rows,
+                                   out + (t0 + t) * out_stride + p * kPanelRows);
+                   }
+                 });
+  }
+}
+
 void CpuOps::linear(const op::Linear& args) {
   const CpuWeight& w = static_cast<const CpuLinear*>(args.w)->weight;
   const std::int64_t tokens = args.x.dim(0);
@@ -64,6 +116,8 @@ void CpuOps::linear(const op::Linear& args) {
   float* out = args.out.f32();
   const std::int64_t x_stride = args.x.stride(0);
   const std::int64_t out_stride = args.out.stride(0);
+  if (w.panels && has_tiles(*w.panels, 1))
+    return tile_linear(*w.panels, 1, x, x_stride, tokens, out, out_stride);
   if (w.panels) return panel_linear(*w.panels, 1, x, x_stride, tokens, out, out_stride);
   pool_.parallel_for(args.w->rows, kRowsPerTask,
                      [&](std::int64_t begin, std::int64_t end, int thread) {
@@ -80,6 +134,8 @@ void CpuOps::grouped_linear(const op::GroupedLinear& args) {
   const std::int64_t x_stride = groups * args.w->cols;
   const float* x = args.x.f32();
   float* out = args.out.f32();
+  if (w.panels && has_tiles(*w.panels, groups))
+    return tile_linear(*w.panels, groups, x, x_stride, tokens, out, rows);
   if (w.panels) return panel_linear(*w.panels, groups, x, x_stride, tokens, out, rows);
   pool_.parallel_for(rows, kRowsPerTask, [&](std::int64_t begin, std::int64_t end, int thread) {
     plain_linear(w.stored, groups, x, x_stride, tokens, out, rows, begin, end, thread_row(thread));

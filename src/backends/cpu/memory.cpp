@@ -103,6 +103,8 @@ std::unique_ptr<PackedLinear> CpuOps::pack_linear(const QuantMatrix& w) {
   packed->cols = w.cols;
   packed->bytes = w.bytes();
   packed->weight = pack(w);
+  if (packed->weight.panels && kernels_.float_tiles[static_cast<int>(packed->weight.panels->format())])
+    widest_tile_linear_ = std::max(widest_tile_linear_, w.cols);
   return packed;
 }
 
@@ -145,16 +147,46 @@ void CpuOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatr
 }
 
 void Int8Rows::reserve(std::int64_t rows, std::int64_t width) {
-  const std::int64_t blocks = (width + kInt8Block - 1) / kInt8Block;
-  if (rows <= rows_ && blocks <= blocks_per_row_) return;
+  const std::int64_t groups = (width + kInt8Group - 1) / kInt8Group;
+  if (rows <= rows_ && groups <= groups_per_row_) return;
   rows_ = std::max(rows_, rows);
-  blocks_per_row_ = std::max(blocks_per_row_, blocks);
-  blocks_ = std::make_unique_for_overwrite<Int8Activations[]>(
-      static_cast<std::size_t>(rows_ * blocks_per_row_));
+  groups_per_row_ = std::max(groups_per_row_, groups);
+  groups_ = std::make_unique_for_overwrite<Int8Activations[]>(
+      static_cast<std::size_t>(rows_ * groups_per_row_));
 }
 
 void Int8Rows::set(const CpuKernels& kernels, std::int64_t row, const float* x, std::int64_t n) {
-  kernels.quantise_int8(x, n, blocks_.get() + row * blocks_per_row_);
+  kernels.quantise_int8(x, n, groups_.get() + row * groups_per_row_);
+}
+
+namespace {
+
+// Rows end with a cache line of nothing, so that those of a tile are not all in one set of a cache.
+std::int64_t tile_stride(std::int64_t width, std::int64_t parts) {
+  constexpr std::int64_t kLine = 32;
+  return (width + kInt8Group - 1) / kInt8Group * kInt8Group * parts + kLine;
+}
+
+}  // namespace
+
+void TileRows::reserve(std::int64_t rows, std::int64_t width, std::int64_t parts) {
+  const std::int64_t all = rows + kTileSlack;
+  const std::int64_t values = all * tile_stride(width, parts);
+  const std::int64_t scales = all * ((width + kInt8Group - 1) / kInt8Group);
+  if (values > value_capacity_) {
+    values_ = std::make_unique_for_overwrite<std::uint16_t[]>(static_cast<std::size_t>(values));
+    value_capacity_ = values;
+  }
+  if (scales > scale_capacity_) {
+    scales_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(scales));
+    scale_capacity_ = scales;
+  }
+}
+
+std::int64_t TileRows::set_width(std::int64_t width, std::int64_t parts) {
+  groups_ = (width + kInt8Group - 1) / kInt8Group;
+  stride_ = tile_stride(width, parts);
+  return std::min(value_capacity_ / stride_, scale_capacity_ / groups_) - kTileSlack;
 }
 
 void CpuOps::reserve(const StepLimits& limits) {
@@ -187,13 +219,23 @@ void CpuOps::reserve(const StepLimits& limits) {
   room(expert_outputs_, slots * limits.hidden_size);
   int8_inputs_.reserve(limits.rows, limits.hidden_size);
   int8_hidden_.reserve(slots, limits.intermediate_size);
+  if (kernels_.int8_tile_tokens == 0) return;
+  thread_sums_ = map_memory(threads * kTileTokens * kTileRows * 4);
+  // At least as many rows as a grouped linear may have groups.
+  tile_rows_.reserve(limits.rows + kMostTileGroups, widest_tile_linear_, 2);
+  tile_rows_.reserve(slots, std::max(limits.hidden_size, limits.intermediate_size), 1);
 }
 
 std::int64_t CpuOps::reserve_bytes(const StepLimits& limits) {
   const std::int64_t scores = limits.window + limits.context / 4 + limits.index_topk + 1;
   const std::int64_t widest = 2 * std::max(limits.hidden_size, limits.intermediate_size) * 4;
   const std::int64_t slots = limits.rows * limits.experts_per_token;
-  return pool_.threads() * (scores * 16 + 2 * widest + limits.vocab_size * 12) +
+  const std::int64_t tiles =
+      kernels_.int8_tile_tokens == 0
+          ? 0
+          : pool_.threads() * kTileTokens * kTileRows * 4 +
+                std::max(slots * widest / 4, (limits.rows + kMostTileGroups) * 2 * widest);
+  return tiles + pool_.threads() * (scores * 16 + 2 * widest + limits.vocab_size * 12) +
          slots * (2 * limits.hidden_size + limits.intermediate_size + 1) * 4;
 }
 

@@ -13,6 +13,8 @@ enum class CpuIsa {
   kPlain,   ///< the reference bodies: portable C++, weights as the checkpoint stores them
   kAvx2,    ///< AVX2, FMA, F16C
   kAvx512,  ///< AVX-512 F, BW, DQ, VL and VNNI
+  kVbmi,    ///< AVX-512 with VBMI, too
+  kAmx,     ///< AMX-BF16, and AVX-512 BF16 and FP16
 };
 
 std::string_view name_of(CpuIsa isa);
@@ -23,7 +25,7 @@ CpuIsa best_isa();
 /// All levels up to best_isa().
 std::vector<CpuIsa> usable_isas();
 
-/// "auto", "plain", "avx2", "avx512"; throws when the name is unknown or the machine lacks it.
+/// "auto", "plain", "avx2", "avx512", "vbmi", "amx"; throws when the name is unknown or the machine lacks it.
 CpuIsa parse_isa(const std::string& name);
 
 }  // namespace quatrain

@@ -18,8 +18,10 @@ inline constexpr std::int64_t kPanelRows = 32;
 inline constexpr std::int64_t kPanelBlock = 128;
 /// Columns that share one integer sum: an NVFP4 block.
 inline constexpr std::int64_t kInt8Block = 16;
+/// Columns whose integer sums, times their scales, are added before they join the running sum.
+inline constexpr std::int64_t kInt8Chunk = 32;
 /// Columns that share one scale of int8 activations. docs/numerics.md has the measurement.
-inline constexpr std::int64_t kInt8Group = 32;
+inline constexpr std::int64_t kInt8Group = 128;
 
 enum class PanelFormat : std::uint8_t { kF32, kF16, kBf16, kFp8, kNvfp4, kMxfp4 };
 inline constexpr int kPanelFormats = 6;
@@ -32,11 +34,12 @@ struct Panel {
   const float* row_scales = nullptr;    ///< [32]; results are multiplied by them
 };
 
-/// 16 consecutive activations of a row as int8: x[c] ≈ values[c] · scale. `offset` is −12 times the
-/// sum of the values: weight codes are multiplied as 2w + 12.
-struct Int8Activations {
-  std::int8_t values[kInt8Block];
-  std::int32_t offset;
+/// 128 consecutive activations of a row as int8: x[c] ≈ values[c] · scale; columns that the row does
+/// not have are 0. An offset is −12 times the sum of a block's values: weight codes are multiplied
+/// as 2w + 12.
+struct alignas(64) Int8Activations {
+  std::int8_t values[kInt8Group];
+  std::int32_t offsets[kInt8Group / kInt8Block];
   float scale;
 };
 
@@ -44,6 +47,32 @@ struct Int8Activations {
 using FloatProduct = void (*)(const Panel& panel, const float* const* x, float* const* out);
 using Int8Product = void (*)(const Panel& panel, const Int8Activations* const* x,
                              float* const* out);
+
+/// Most rows of activations of one TileTask, and output rows of its sums.
+inline constexpr std::int64_t kTileTokens = 512;
+inline constexpr std::int64_t kTileRows = 2 * kPanelRows;
+/// Rows that a tile reads beyond the last one wanted: memory must exist there, with any content.
+inline constexpr std::int64_t kTileSlack = 31;
+
+/// Rows of activations as matrix tiles take them: BF16, column groups of 128 padded with zeros.
+/// Int8 activations are integers times the scale of their group. FP32 ones are the sum of two BF16
+/// values: 32 columns of the first part, then the same columns of the second, and so on.
+struct TileInputs {
+  const std::uint16_t* values = nullptr;
+  std::int64_t stride = 0;        ///< values from row to row
+  const float* scales = nullptr;  ///< [rows, ⌈cols/128⌉], of int8 activations
+};
+
+/// sums[t][32 i + n] = row n of panel i · row t of x, for one or two panels of one format with as
+/// many columns.
+struct TileTask {
+  Panel panels[2];
+  int panel_count = 0;
+  TileInputs x;
+  std::int64_t tokens = 0;  ///< at most kTileTokens
+  float* sums = nullptr;    ///< [tokens, 64], on a cache line
+};
+using TileProduct = void (*)(const TileTask& task);
 
 /// Attention of `heads` queries of one token over the same keys (which are the values, too).
 struct AttendTask {
@@ -68,7 +97,19 @@ struct CpuKernels {
   Int8Product nvfp4_int8[kMaxTile + 1] = {};
   Int8Product mxfp4_int8[kMaxTile + 1] = {};
 
-  /// Rounds a row to int8, n / 16 blocks; n is a multiple of 16. The plain definition is
+  /// Products on matrix tiles, by format; null where there are none. `int8_tiles` have the bits of
+  /// the int8 products for panels with exact chunks (panel_matrix.h) and pay from
+  /// `int8_tile_tokens` rows on; `float_tiles` serve any number of rows.
+  TileProduct int8_tiles[kPanelFormats] = {};
+  TileProduct float_tiles[kPanelFormats] = {};
+  std::int64_t int8_tile_tokens = 0;
+  /// One row as the int8_tiles of `format` take it: `groups` · 128 values and `groups` scales.
+  void (*expand_int8)(PanelFormat format, const Int8Activations* x, std::int64_t groups,
+                      std::uint16_t* values, float* scales) = nullptr;
+  /// One row of n as float_tiles take it: ⌈n/128⌉ · 256 values.
+  void (*split_floats)(const float* x, std::int64_t n, std::uint16_t* values) = nullptr;
+
+  /// Rounds a row to int8, ⌈n / 128⌉ groups; n is a multiple of 16. The plain definition is
   /// int8_quantise_row() in activation_quant.h.
   void (*quantise_int8)(const float* x, std::int64_t n, Int8Activations* out) = nullptr;
 

@@ -2,6 +2,7 @@
 #include "backends/cpu/kernels/panel_matrix.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/codec.h"
@@ -107,6 +108,24 @@ void pack_fp4(const QuantMatrix& w, std::int64_t block, std::int64_t first, std:
   }
 }
 
+// Could these scales of a row make a sum over 32 columns inexact? A block's integer sum is at most
+// 16 · 12 · 127 and an E4M3 significand 15, so two blocks whose exponents differ by up to 5 stay
+// below 2^24 times the unit of the smaller one. MXFP4 has one scale for 32 columns; far from one,
+// products would leave BF16's or FP32's range.
+bool has_exact_scales(PanelFormat format, const std::uint8_t* scales, std::int64_t blocks) {
+  if (format == PanelFormat::kMxfp4) {
+    constexpr int kOne = 127, kMost = 64;
+    return std::all_of(scales, scales + blocks,
+                       [](std::uint8_t s) { return std::abs(s - kOne) <= kMost; });
+  }
+  const auto exponent = [](std::uint8_t s) { return std::max(s >> 3, 1); };
+  for (std::int64_t b = 0; b + 1 < blocks; b += 2)
+    if (scales[b] != 0 && scales[b + 1] != 0 &&
+        std::abs(exponent(scales[b]) - exponent(scales[b + 1])) > 5)
+      return false;
+  return true;
+}
+
 float scale_at(const QuantMatrix& w, std::int64_t i) {
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.scales);
   switch (w.scale_dtype) {
@@ -168,12 +187,22 @@ void PanelMatrix::set_scales(const QuantMatrix& w) {
   }
 }
 
+// Of the rows from `first` on.
+bool PanelMatrix::exact_panel(const QuantMatrix& w, std::int64_t first) const {
+  const std::int64_t blocks = cols_ / block_of(format_);
+  const auto* scales = reinterpret_cast<const std::uint8_t*>(w.scales) + first * blocks;
+  for (std::int64_t r = 0; r < std::min(kPanelRows, rows_ - first); ++r)
+    if (!has_exact_scales(format_, scales + r * blocks, blocks)) return false;
+  return true;
+}
+
 void PanelMatrix::pack(const QuantMatrix& w, std::byte* data, std::int64_t stride,
                        ThreadPool& pool) {
   static_assert(kPanelBlock == kFp8Block && kFp8Block % kPanelRows == 0);
   data_ = data;
   stride_ = stride;
   set_scales(w);
+  if (is_4bit()) exact_chunks_.resize(static_cast<std::size_t>(panels()));
   pool.parallel_for(panels(), 4, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t first = p * kPanelRows;
@@ -199,6 +228,7 @@ void PanelMatrix::pack(const QuantMatrix& w, std::byte* data, std::int64_t strid
         case PanelFormat::kNvfp4:
         case PanelFormat::kMxfp4:
           pack_fp4(w, block_of(format_), first, out);
+          exact_chunks_[static_cast<std::size_t>(p)] = exact_panel(w, first);
           break;
       }
     }

@@ -36,6 +36,12 @@ class PanelMatrix {
   std::int64_t panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
   std::int64_t panel_bytes() const { return panel_bytes_; }
 
+  /// Are the sums of 32 columns of this panel, for any int8 activations, exact in FP32? Then their
+  /// order does not matter. Always false for formats of more than 4 bits.
+  bool has_exact_chunks(std::int64_t p) const {
+    return is_4bit() && exact_chunks_[static_cast<std::size_t>(p)] != 0;
+  }
+
   /// Packs `w` into memory at `data`, panel p at p · stride; `stride` is at least panel_bytes().
   void pack(const QuantMatrix& w, std::byte* data, std::int64_t stride, ThreadPool& pool);
 
@@ -48,6 +54,7 @@ class PanelMatrix {
 
  private:
   void set_scales(const QuantMatrix& w);
+  bool exact_panel(const QuantMatrix& w, std::int64_t first) const;
 
   std::int64_t rows_ = 0;
   std::int64_t cols_ = 0;
@@ -58,6 +65,7 @@ class PanelMatrix {
   std::int64_t stride_ = 0;
   std::vector<float> block_scales_;  // [panels, blocks_]
   std::vector<float> row_scales_;    // [panels, 32]
+  std::vector<std::uint8_t> exact_chunks_;  // [panels], of the 4-bit formats
 };
 
 }  // namespace quatrain

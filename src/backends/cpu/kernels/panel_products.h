@@ -206,41 +206,77 @@ QT_FLATTEN void nibble_product(const Panel& panel, const float* const* x, float*
   results.store(panel, 1.0f, out);
 }
 
-// One block: int8 products, then one FP32 multiply-add per token and vector of rows.
+// sums[t] += 32 columns from block `first` of the chunk on, for one vector of rows: the blocks'
+// integer sums times their scales, added to each other first. So matrix units, which have FP32 sums
+// over 32 columns, can give the same bits where those are exact (PanelMatrix::has_exact_chunks).
 template <class Format, int kTokens>
-void add_int8_block(const BlockData<Format>& data, std::int64_t b, const Int8Activations* const* x,
-                    Results<kTokens>& results) {
+void add_int8_columns(const std::byte* chunk, int first, int v, const Int8Activations* const* x,
+                      std::int64_t column, F* sums) {
+  constexpr int kBlocks = static_cast<int>(kInt8Chunk) / Format::kBlock;
   constexpr int kParts = Format::kBlock / static_cast<int>(kInt8Block);
-  unroll<kVectors>([&](auto v) {
+  F products[kTokens];
+  unroll<kBlocks>([&](auto b) {
+    const BlockData<Format> data(chunk, first + b);
     Simd::Weights w[4 * kParts];
     unroll<2 * kParts>(
         [&](auto i) { Simd::decode_int8(data.eight(v, i), w[2 * i], w[2 * i + 1]); });
     const F scale = Format::scales(data.scales + v * Simd::kLanes);
     unroll<kTokens>([&](auto t) {
-      const Int8Activations* block = x[t] + b * kParts;
-      std::int32_t offset = block->offset;
-      for (int i = 1; i < kParts; ++i) offset += block[i].offset;
+      const std::int8_t* values = x[t]->values + column + b * Format::kBlock;
+      const std::int32_t* offsets = x[t]->offsets + (column + b * Format::kBlock) / kInt8Block;
+      std::int32_t offset = offsets[0];
+      for (int i = 1; i < kParts; ++i) offset += offsets[i];
       Simd::Sum sum = Simd::set_sum(offset);
-      unroll<kParts>([&](auto i) { sum = Simd::dot_block(w + 4 * i, block[i].values, sum); });
-      const F factor = Simd::mul(scale, Simd::set(block->scale));
-      results.total[t][v] = Simd::fma(Simd::to_float(sum), factor, results.total[t][v]);
+      unroll<kParts>(
+          [&](auto i) { sum = Simd::dot_block(w + 4 * i, values + i * kInt8Block, sum); });
+      const F value = Simd::to_float(sum);
+      products[t] = b == 0 ? Simd::mul(value, scale) : Simd::fma(value, scale, products[t]);
     });
-    reload_activations<kTokens>();
   });
+  unroll<kTokens>([&](auto t) { sums[t] = Simd::add(sums[t], products[t]); });
+  reload_activations<kTokens>();
 }
 
 template <class Format, int kTokens>
 QT_FLATTEN void int8_product(const Panel& panel, const Int8Activations* const* x,
                              float* const* out) {
-  static_assert(kInt8Group % Format::kBlock == 0);
   Results<kTokens> results;
   using Data = BlockData<Format>;
-  const std::int64_t blocks = panel.cols / Format::kBlock;
+  constexpr std::int64_t kChunkColumns = 2 * Format::kBlock;
   const std::byte* chunk = panel.data;
-  for (std::int64_t b = 0; b < blocks; b += 2, chunk += Data::kChunkBytes) {
-    prefetch<static_cast<int>(Data::kChunkBytes / 64)>(chunk);
-    add_int8_block<Format, kTokens>(Data(chunk, 0), b, x, results);
-    if (b + 1 < blocks) add_int8_block<Format, kTokens>(Data(chunk, 1), b + 1, x, results);
+  const Int8Activations* group[kTokens];
+  unroll<kTokens>([&](auto t) { group[t] = x[t]; });
+  for (std::int64_t begin = 0; begin < panel.cols; begin += kInt8Group) {
+    const std::int64_t rest = panel.cols - begin;
+    const std::int64_t end = rest < kInt8Group ? rest : kInt8Group;
+    // Few tokens: chunk by chunk, as the data lies. Many: one vector of rows at a time, whose sums
+    // fit the registers.
+    constexpr int kTogether = kTokens <= 2 ? kVectors : 1;
+    const std::byte* next = chunk;
+    unroll<kVectors / kTogether>([&](auto part) {
+      F sums[kTogether][kTokens];
+      unroll<kTogether>([&](auto i) { unroll<kTokens>([&](auto t) { sums[i][t] = Simd::zero(); }); });
+      next = chunk;
+      for (std::int64_t c = 0; c < end; c += kChunkColumns, next += Data::kChunkBytes) {
+        if constexpr (part == 0) prefetch<static_cast<int>(Data::kChunkBytes / 64)>(next);
+        unroll<kChunkColumns / kInt8Chunk>([&](auto i) {
+          constexpr int kFirst = i * static_cast<int>(kInt8Chunk) / Format::kBlock;
+          unroll<kTogether>([&](auto j) {
+            add_int8_columns<Format, kTokens>(next, kFirst, part * kTogether + j, group,
+                                              c + i * kInt8Chunk, sums[j]);
+          });
+        });
+      }
+      unroll<kTogether>([&](auto j) {
+        constexpr int v = part * kTogether + j;
+        unroll<kTokens>([&](auto t) {
+          results.total[t][v] =
+              Simd::fma(sums[j][t], Simd::set(group[t]->scale), results.total[t][v]);
+        });
+      });
+    });
+    chunk = next;
+    unroll<kTokens>([&](auto t) { ++group[t]; });
   }
   results.store(panel, 0.5f, out);  // weights were doubled
 }

@@ -149,31 +149,32 @@ void pool(const float* const* values, const float* const* scores, std::int64_t c
 // ---- int8 activations ----
 
 void quantise_int8(const float* x, std::int64_t n, Int8Activations* out) {
-  for (std::int64_t begin = 0; begin < n; begin += kInt8Group) {
-    const std::int64_t end = begin + kInt8Group < n ? begin + kInt8Group : n;
+  for (std::int64_t begin = 0; begin < n; begin += kInt8Group, ++out) {
+    const std::int64_t count = n - begin < kInt8Group ? n - begin : kInt8Group;
     // Magnitudes compare as integers, and a NaN is above them all: it spreads to the scale.
     std::uint32_t largest = 0;
-    for (std::int64_t i = begin; i < end; ++i) {
+    for (std::int64_t i = 0; i < count; ++i) {
       std::uint32_t bits;
-      std::memcpy(&bits, x + i, 4);
+      std::memcpy(&bits, x + begin + i, 4);
       bits &= 0x7FFFFFFFu;
       largest = largest > bits ? largest : bits;
     }
     float amax;
     std::memcpy(&amax, &largest, 4);
     const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax;
-    for (std::int64_t b = begin; b < end; b += kInt8Block, ++out) {
+    if (count < kInt8Group) std::memset(out, 0, sizeof *out);
+    for (std::int64_t b = 0; b < count; b += kInt8Block) {
       std::int32_t sum = 0;
-      for (std::int64_t i = 0; i < kInt8Block; ++i) {
-        const float shifted = x[b + i] * inverse + 12582912.0f;  // 1.5 · 2^23: rounds to an integer
+      for (std::int64_t i = b; i < b + kInt8Block; ++i) {
+        const float shifted = x[begin + i] * inverse + 12582912.0f;  // 1.5 · 2^23: to an integer
         std::uint32_t bits;
         std::memcpy(&bits, &shifted, 4);
         out->values[i] = static_cast<std::int8_t>(bits & 255u);
         sum += out->values[i];
       }
-      out->offset = -12 * sum;
-      out->scale = amax / 127.0f;
+      out->offsets[b / kInt8Block] = -12 * sum;
     }
+    out->scale = amax / 127.0f;
   }
 }
 

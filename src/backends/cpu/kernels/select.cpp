@@ -17,6 +17,13 @@ const CpuKernels& select_kernels(CpuIsa isa) {
 #if defined(QUATRAIN_X86_KERNELS)
   static const CpuKernels avx2 = table(fill_avx2_kernels);
   static const CpuKernels avx512 = table(fill_avx512_kernels);
+  static const CpuKernels vbmi = table(fill_vbmi_kernels);
+  static const CpuKernels amx = table([](CpuKernels& kernels) {
+    fill_vbmi_kernels(kernels);
+    fill_amx_kernels(kernels);
+  });
+  if (isa == CpuIsa::kAmx) return amx;
+  if (isa == CpuIsa::kVbmi) return vbmi;
   if (isa == CpuIsa::kAvx512) return avx512;
   if (isa == CpuIsa::kAvx2) return avx2;
 #endif

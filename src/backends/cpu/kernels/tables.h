@@ -9,5 +9,7 @@ namespace quatrain {
 void fill_plain_kernels(CpuKernels& kernels);
 void fill_avx2_kernels(CpuKernels& kernels);
 void fill_avx512_kernels(CpuKernels& kernels);
+void fill_vbmi_kernels(CpuKernels& kernels);
+void fill_amx_kernels(CpuKernels& kernels);
 
 }  // namespace quatrain

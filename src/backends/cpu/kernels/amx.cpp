@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0
+// The AMX kernels: products on matrix tiles of BF16. Compiled with that instruction set enabled, so
+// it must not be entered before best_isa() has been asked. Everything but the products comes from
+// the AVX-512 kernels.
+//
+// A task has up to 64 output rows and 512 rows of activations. For 128 columns at a time, weights
+// are decoded once into tiles (16 KB, which stay in the L1 cache); then 32 rows of activations at a
+// time are multiplied, and their products, times the scale of those columns, join the sums in
+// memory while the next tiles are multiplied.
+//
+// Bits of int8 products: a weight times its block's scale is exact in BF16 and so are int8 values.
+// The instruction adds the even and the odd columns of a tile's 32 in FP32, then both to the sum.
+// For panels with exact chunks nothing is rounded before that last addition, which is the one that
+// the int8 products of panel_products.h do, too.
+#include <immintrin.h>
+
+#include "backends/cpu/kernels/tables.h"
+
+namespace quatrain {
+namespace {
+
+constexpr std::int64_t kTileColumns = 32;  // of BF16 in a tile's row
+constexpr std::int64_t kStep = kInt8Group;  // columns that are decoded together
+constexpr int kStepTiles = static_cast<int>(kStep / kTileColumns);
+constexpr std::int64_t kTokenBlock = 32;
+constexpr std::int64_t kPrefetchBytes = 4096;
+// Int8 activations times this, NVFP4 weights times 2^-112: together the 2^-7 of the int8 products.
+constexpr float kActivationFactor = 0x1p105f;
+
+using Tile = std::uint16_t[512];               // 16 rows of 32: column pairs of 16 output rows
+using PanelTiles = Tile[kStepTiles][2];        // by columns, then output rows
+using TileSums = float[kTokenBlock][kPanelRows];
+
+static_assert(kPanelBlock == kStep);
+
+// ---- decoders: columns [128 g, 128 g + 128) of a panel into tiles ----
+
+__m512i load(const std::byte* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, _MM_HINT_T0);
+  return _mm512_loadu_si512(p);
+}
+void store(std::uint16_t* tile, std::int64_t row, __m512i x) {
+  _mm512_store_si512(tile + row * kTileColumns, x);
+}
+
+// A line of 4-bit codes has eight columns of 16 rows (panel_matrix.h). Shifted right by 0, 4, 8 and
+// 12 bits, the low nibbles of its 16-bit words are columns 0 and 2, 4 and 6, 1 and 3, 5 and 7: four
+// rows of a tile. expand_int8() orders activations alike.
+template <class Convert>
+void decode_codes(const std::byte* line, std::uint16_t* tile, std::int64_t row, Convert&& convert) {
+  const __m512i codes = load(line);
+  store(tile, row, convert(codes));
+  store(tile, row + 1, convert(_mm512_srli_epi16(codes, 4)));
+  store(tile, row + 2, convert(_mm512_srli_epi16(codes, 8)));
+  store(tile, row + 3, convert(_mm512_srli_epi16(codes, 12)));
+}
+
+// The low nibble of each word, as index: indices have five bits and the table repeats.
+__m512i look_up(__m512i codes, __m256i table) {
+  return _mm512_permutexvar_epi16(codes, _mm512_broadcast_i64x4(table));
+}
+
+struct Nvfp4Tiles {
+  static constexpr std::int64_t kChunkBytes = 576;  // 32 columns
+  static constexpr std::int64_t kStepBytes = kStepTiles * kChunkBytes;
+
+  // Weight times scale in FP16 is exact. Its bits, with the exponent moved into BF16's wider field,
+  // are those of the product times 2^-112.
+  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
+    const __m256i table = _mm256_setr_epi16(  // 0, ½, 1, 1½, 2, 3, 4, 6 and their negatives
+        0, 0x3800, 0x3C00, 0x3E00, 0x4000, 0x4200, 0x4400, 0x4600,  //
+        -0x8000, -0x4800, -0x4400, -0x4200, -0x4000, -0x3E00, -0x3C00, -0x3A00);
+    for (std::int64_t k = 0; k * kTileColumns < columns; ++k, p += kChunkBytes)
+      for (std::int64_t block = 0; block < 2; ++block)
+        for (std::int64_t half = 0; half < 2; ++half) {
+          const __m512h scale = scales(p + 512 + block * kPanelRows + half * 16);
+          for (std::int64_t line = 0; line < 2; ++line)
+            decode_codes(p + block * 256 + half * 128 + line * 64, tiles[k][half],
+                         block * 8 + line * 4, [&](__m512i codes) {
+                           const __m512i bits = _mm512_castph_si512(_mm512_mul_ph(
+                               _mm512_castsi512_ph(look_up(codes, table)), scale));
+                           return _mm512_and_si512(_mm512_srai_epi16(bits, 3),
+                                                   _mm512_set1_epi16(-0x7001));
+                         });
+        }
+  }
+
+ private:
+  // E4M3 scales of 16 rows, each in both halves of its dword. Shifted, E4M3 is FP16 times 2^-8.
+  static __m512h scales(const std::byte* p) {
+    const __m512i wide =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i both = _mm512_or_si512(_mm512_slli_epi32(wide, 7), _mm512_slli_epi32(wide, 23));
+    return _mm512_mul_ph(_mm512_castsi512_ph(both), _mm512_set1_ph(static_cast<_Float16>(256)));
+  }
+};
+
+struct Mxfp4Tiles {
+  static constexpr std::int64_t kChunkBytes = 1088;  // 64 columns
+  static constexpr std::int64_t kStepBytes = kStepTiles / 2 * kChunkBytes;
+
+  // Doubled weights; a power-of-two scale is added to the exponent of those that are not zero.
+  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
+    const __m256i table = _mm256_setr_epi16(  // 0, 1, 2, 3, 4, 6, 8, 12 and their negatives
+        0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40C0, 0x4100, 0x4140,  //
+        0, -0x4080, -0x4000, -0x3FC0, -0x3F80, -0x3F40, -0x3F00, -0x3EC0);
+    for (std::int64_t k = 0; k * kTileColumns < columns; ++k)
+      for (std::int64_t half = 0; half < 2; ++half) {
+        const std::byte* chunk = p + k / 2 * kChunkBytes;
+        const __m512i exponents = scale_exponents(chunk + 1024 + k % 2 * kPanelRows + half * 16);
+        for (std::int64_t line = 0; line < 4; ++line)
+          decode_codes(chunk + k % 2 * 512 + half * 256 + line * 64, tiles[k][half], line * 4,
+                       [&](__m512i codes) {
+                         const __m512i value = look_up(codes, table);
+                         return _mm512_maskz_add_epi16(_mm512_test_epi16_mask(value, value), value,
+                                                       exponents);
+                       });
+      }
+  }
+
+ private:
+  static __m512i scale_exponents(const std::byte* p) {
+    const __m512i wide =
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i both = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
+    return _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
+  }
+};
+
+// Missing columns of the last tile become zeros: what lies there may be NaN. Activations are zero
+// there, too.
+void clear_from(PanelTiles& tiles, std::int64_t columns) {
+  const std::int64_t end = (columns + kTileColumns - 1) / kTileColumns * kTileColumns;
+  for (std::int64_t c = (columns + 1) / 2 * 2; c < end; c += 2)
+    for (std::int64_t half = 0; half < 2; ++half)
+      store(tiles[c / kTileColumns][half], c % kTileColumns / 2, _mm512_setzero_si512());
+}
+
+struct Bf16Tiles {
+  static constexpr std::int64_t kStepBytes = kStep * 64;
+
+  // A column's dwords have rows n and n + 16; a tile's have two columns of a row.
+  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
+    for (std::int64_t c = 0; c < columns; c += 2, p += 128) {
+      const __m512i even = load(p);
+      const __m512i odd = c + 1 < columns ? load(p + 64) : _mm512_setzero_si512();
+      constexpr __mmask32 kOdd = 0xAAAAAAAA;
+      std::uint16_t* low = tiles[c / kTileColumns][0];
+      std::uint16_t* high = tiles[c / kTileColumns][1];
+      const std::int64_t row = c % kTileColumns / 2;
+      store(low, row, _mm512_mask_blend_epi16(kOdd, even, _mm512_slli_epi32(odd, 16)));
+      store(high, row, _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(even, 16), odd));
+    }
+    clear_from(tiles, columns);
+  }
+};
+
+struct Fp8Tiles {
+  static constexpr std::int64_t kStepBytes = kStep * kPanelRows;
+
+  // Tables of the two bytes of BF16, of values times 2^-8 as in the other decoders.
+  struct Tables {
+    alignas(64) std::uint8_t low[128], high[128];
+    Tables() {
+      for (unsigned code = 0; code < 128; ++code) {
+        const unsigned exponent = code >> 3, fraction = code & 7;
+        float value = static_cast<float>(exponent == 0 ? fraction : 8 + fraction);
+        for (unsigned e = exponent == 0 ? 1 : exponent; e < 18; ++e) value *= 0.5f;
+        std::uint32_t bits;
+        __builtin_memcpy(&bits, &value, 4);
+        low[code] = static_cast<std::uint8_t>(bits >> 16);
+        high[code] = static_cast<std::uint8_t>(bits >> 24);
+      }
+    }
+  };
+
+  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
+    static const Tables tables;
+    const __m512i low0 = _mm512_load_si512(tables.low), low1 = _mm512_load_si512(tables.low + 64);
+    const __m512i high0 = _mm512_load_si512(tables.high);
+    const __m512i high1 = _mm512_load_si512(tables.high + 64);
+    const __m512i pairs = pair_order();
+    for (std::int64_t c = 0; c < columns; c += 2, p += 64) {
+      // An odd last column is followed by zeros (panel_matrix.h).
+      const __m512i codes = _mm512_permutexvar_epi8(pairs, load(p));
+      const __m512i low = _mm512_permutex2var_epi8(low0, codes, low1);
+      const __m512i high = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(high0, codes, high1),
+                                                     codes, _mm512_set1_epi8(-128), 0xF8);
+      const std::int64_t row = c % kTileColumns / 2;
+      store(tiles[c / kTileColumns][0], row, _mm512_unpacklo_epi8(low, high));
+      store(tiles[c / kTileColumns][1], row, _mm512_unpackhi_epi8(low, high));
+    }
+    clear_from(tiles, columns);
+  }
+
+ private:
+  // Of each 128-bit lane, the low half becomes two columns of four of rows 0–15, the high half of
+  // rows 16–31. A column has rows 0–7, 16–23, 8–15, 24–31.
+  static __m512i pair_order() {
+    alignas(64) std::uint8_t order[64];
+    for (unsigned lane = 0; lane < 4; ++lane)
+      for (unsigned half = 0; half < 2; ++half)
+        for (unsigned i = 0; i < 8; ++i) {
+          const unsigned row = 4 * lane + i / 2;  // of 16
+          const unsigned place = row / 8 * 16 + half * 8 + row % 8;
+          order[16 * lane + 8 * half + i] = static_cast<std::uint8_t>(i % 2 * 32 + place);
+        }
+    return _mm512_load_si512(order);
+  }
+};
+
+// ---- products ----
+
+// Tiles 0–3 are sums, 4 and 5 activations, 6 and 7 weights; each 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// The compiler does not know what tile instructions read: it must have written all of it before.
+void publish(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
+
+// sums = 32 (or 16) rows of activations · `count` tiles of columns of both halves of a panel.
+// Activations have kParts tiles for each of the weights'.
+template <int kParts, bool kTwo>
+void multiply(const std::uint16_t* x, std::int64_t stride, const PanelTiles& tiles, int count,
+              TileSums& sums) {
+  const auto row_bytes = static_cast<std::size_t>(stride) * 2;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kTwo) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int k = 0; k < count; ++k) {
+    _tile_loadd(6, tiles[k][0], 64);
+    _tile_loadd(7, tiles[k][1], 64);
+    for (int part = 0; part < kParts; ++part, x += kTileColumns) {
+      _tile_loadd(4, x, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwo) {
+        _tile_loadd(5, x + 16 * stride, row_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+  }
+  constexpr std::size_t kSumBytes = kPanelRows * sizeof(float);
+  _tile_stored(0, sums[0], kSumBytes);
+  _tile_stored(1, sums[0] + 16, kSumBytes);
+  if constexpr (kTwo) {
+    _tile_stored(2, sums[16], kSumBytes);
+    _tile_stored(3, sums[16] + 16, kSumBytes);
+  }
+}
+
+// Products that are to be added to the sums of a task.
+struct Pending {
+  std::int64_t token = 0, count = 0;
+  int panel = 0;
+  std::int64_t group = 0;
+};
+
+template <int kParts>
+void add_pending(const TileTask& task, std::int64_t groups, const Pending& p,
+                 const TileSums& products) {
+  const Panel& panel = task.panels[p.panel];
+  __m512 scale = _mm512_set1_ps(panel.block_scales != nullptr ? panel.block_scales[p.group] : 1.0f);
+  for (std::int64_t t = 0; t < p.count; ++t) {
+    if constexpr (kParts == 1)
+      scale = _mm512_set1_ps(task.x.scales[(p.token + t) * groups + p.group]);
+    float* sums = task.sums + (p.token + t) * kTileRows + p.panel * kPanelRows;
+    for (int half = 0; half < 2; ++half, sums += 16) {
+      const __m512 product = _mm512_load_ps(products[t] + 16 * half);
+      const __m512 before = p.group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums);
+      _mm512_store_ps(sums, _mm512_fmadd_ps(product, scale, before));
+    }
+  }
+}
+
+void apply_row_scales(const TileTask& task, float factor) {
+  for (int p = 0; p < task.panel_count; ++p)
+    for (int half = 0; half < 2; ++half) {
+      __m512 scale = _mm512_set1_ps(factor);
+      const float* row_scales = task.panels[p].row_scales;
+      if (row_scales != nullptr)
+        scale = _mm512_mul_ps(scale, _mm512_loadu_ps(row_scales + 16 * half));
+      for (std::int64_t t = 0; t < task.tokens; ++t) {
+        float* sums = task.sums + t * kTileRows + p * kPanelRows + 16 * half;
+        _mm512_store_ps(sums, _mm512_mul_ps(_mm512_load_ps(sums), scale));
+      }
+    }
+}
+
+template <class Weights, int kParts>
+void tile_product(const TileTask& task) {
+  alignas(64) PanelTiles tiles[2];
+  alignas(64) TileSums products[2];
+  const TileConfig config;
+  publish(&config);
+  _tile_loadconfig(&config);
+  const std::int64_t cols = task.panels[0].cols;
+  const std::int64_t groups = (cols + kStep - 1) / kStep;
+  Pending pending;  // count 0: nothing yet
+  int buffer = 0;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const std::int64_t columns = cols - g * kStep < kStep ? cols - g * kStep : kStep;
+    const int count = static_cast<int>((columns + kTileColumns - 1) / kTileColumns);
+    for (int p = 0; p < task.panel_count; ++p)
+      Weights::decode(task.panels[p].data + g * Weights::kStepBytes, columns, tiles[p]);
+    publish(tiles);
+    const std::uint16_t* x = task.x.values + g * kStep * kParts;
+    for (std::int64_t t = 0; t < task.tokens; t += kTokenBlock)
+      for (int p = 0; p < task.panel_count; ++p) {
+        const std::uint16_t* rows = x + t * task.x.stride;
+        const std::int64_t rest = task.tokens - t;
+        if (rest > 16)
+          multiply<kParts, true>(rows, task.x.stride, tiles[p], count, products[buffer]);
+        else
+          multiply<kParts, false>(rows, task.x.stride, tiles[p], count, products[buffer]);
+        // The products before these: vector units work while the tiles do.
+        add_pending<kParts>(task, groups, pending, products[1 - buffer]);
+        pending = {t, rest < kTokenBlock ? rest : kTokenBlock, p, g};
+        buffer = 1 - buffer;
+      }
+  }
+  add_pending<kParts>(task, groups, pending, products[1 - buffer]);
+  _tile_release();
+  apply_row_scales(task, kParts == 1 ? 0.5f : 1.0f);
+}
+
+// ---- activations ----
+
+void expand_int8(PanelFormat format, const Int8Activations* x, std::int64_t groups,
+                 std::uint16_t* values, float* scales) {
+  const __m512 factor = _mm512_set1_ps(format == PanelFormat::kNvfp4 ? kActivationFactor : 1.0f);
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  for (std::int64_t g = 0; g < groups; ++g) {
+    scales[g] = x[g].scale;
+    for (std::int64_t c = 0; c < kInt8Group; c += kTileColumns, values += kTileColumns) {
+      const __m256i bytes = _mm256_shuffle_epi8(
+          _mm256_load_si256(reinterpret_cast<const __m256i*>(x[g].values + c)), order);
+      const auto floats = [&](__m128i part) {
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(part)), factor);
+      };
+      const __m512bh both = _mm512_cvtne2ps_pbh(floats(_mm256_extracti128_si256(bytes, 1)),
+                                                floats(_mm256_castsi256_si128(bytes)));
+      _mm512_storeu_si512(values, reinterpret_cast<const __m512i&>(both));
+    }
+  }
+}
+
+// x as two BF16 values, 16 at a time. What is left of an infinity would be NaN.
+void split_floats(const float* x, std::int64_t n, std::uint16_t* values) {
+  const std::int64_t padded = (n + kStep - 1) / kStep * kStep;
+  for (std::int64_t c = 0; c < padded; c += 16) {
+    const std::int64_t rest = n - c;
+    const auto mask = static_cast<__mmask16>(rest >= 16 ? 0xFFFF : rest > 0 ? (1 << rest) - 1 : 0);
+    const __m512 all = _mm512_maskz_loadu_ps(mask, x + c);
+    const auto widen = [](__m256bh part) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(
+          _mm512_cvtepu16_epi32(reinterpret_cast<const __m256i&>(part)), 16));
+    };
+    const __m256bh first = _mm512_cvtneps_pbh(all);
+    const __m512 value = widen(first);
+    constexpr int kInfinities = 0x18;
+    const __mmask16 finite = static_cast<__mmask16>(~_mm512_fpclass_ps_mask(value, kInfinities));
+    const __m256bh second = _mm512_cvtneps_pbh(_mm512_maskz_sub_ps(finite, all, value));
+    std::uint16_t* out = values + c / kTileColumns * 2 * kTileColumns + c % kTileColumns;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), reinterpret_cast<const __m256i&>(first));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + kTileColumns),
+                        reinterpret_cast<const __m256i&>(second));
+  }
+}
+
+}  // namespace
+
+void fill_amx_kernels(CpuKernels& k) {
+  constexpr auto at = [](PanelFormat format) { return static_cast<int>(format); };
+  k.isa = CpuIsa::kAmx;
+  k.int8_tiles[at(PanelFormat::kNvfp4)] = tile_product<Nvfp4Tiles, 1>;
+  k.int8_tiles[at(PanelFormat::kMxfp4)] = tile_product<Mxfp4Tiles, 1>;
+  k.float_tiles[at(PanelFormat::kBf16)] = tile_product<Bf16Tiles, 2>;
+  k.float_tiles[at(PanelFormat::kFp8)] = tile_product<Fp8Tiles, 2>;
+  k.int8_tile_tokens = 12;
+  k.expand_int8 = expand_int8;
+  k.split_floats = split_floats;
+}
+
+}  // namespace quatrain
