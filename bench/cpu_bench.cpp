@@ -3,10 +3,10 @@
 //
 // Every measurement of a kernel is paired with a probe just before it (plain reads of memory, or
 // multiply-adds in registers), because other work changes what the machine gives from second to
-// second. Printed are, by the wall's clock, the best rate of kernel and probe over all pairs and the
-// ratio of those two; and the median of the pairs' ratios by processor time, which other work does
-// not stretch. Weights are random codes in far more memory than the last-level cache holds, and each
-// call reads others.
+// second. Printed are, by the wall's clock, the best rate of kernel and probe over all pairs and
+// the ratio of those two; and the median of the pairs' ratios by processor time, which other work
+// does not stretch. Weights are random codes in far more memory than the last-level cache holds,
+// and each call reads others.
 #include <algorithm>
 #include <cstdio>
 #include <random>
@@ -149,7 +149,7 @@ struct StepArrays {
 
 constexpr std::int64_t kHidden = 4096, kInner = 2048;
 // Tokens per expert from which on matrix tiles are the limit.
-constexpr std::int64_t kTiledTokens = 16;
+constexpr std::int64_t kTiledTokens = 32;
 
 void bench_experts(Bench& bench, WeightFormat format, DType scale_dtype, const char* label) {
   const RandomWeights w13(format, DType::kU8, scale_dtype, kInner, kHidden);
@@ -176,10 +176,10 @@ void bench_experts(Bench& bench, WeightFormat format, DType scale_dtype, const c
     const std::string name = fmt::format("{} {} M={}", label, int8 ? "int8" : "fp32", tokens);
     const bool few = tokens == 1;
     const int calls = few ? 8 : 1;  // long enough to time
-    const Limit limit = few                                                    ? Limit::kRead
-                        : !int8                                                ? Limit::kFma
-                        : ops.isa() == CpuIsa::kAmx && tokens >= kTiledTokens ? Limit::kTiles
-                                                                               : Limit::kInt8;
+    const Limit limit = few                                                   ? Limit::kRead
+                        : !int8                                               ? Limit::kFma
+                        : ops.isa() >= CpuIsa::kAmx && tokens >= kTiledTokens ? Limit::kTiles
+                                                                              : Limit::kInt8;
     const double amount = few ? static_cast<double>(calls * k * bytes)
                               : static_cast<double>(tokens * k * 3 * kHidden * kInner);
     std::int64_t next = 0;
@@ -223,13 +223,14 @@ void bench_linear(Bench& bench, WeightFormat format, DType dtype, DType scale_dt
     StepArrays a(tokens, w.view.cols, w.view.rows, 1);
     const bool few = tokens == 1;
     const int calls = few ? 8 : 1;
-    const Limit limit = few ? Limit::kRead : ops.isa() == CpuIsa::kAmx ? Limit::kTiles : Limit::kFma;
+    const Limit limit = few                                ? Limit::kRead
+                        : ops.isa() == CpuIsa::kAmxLinears ? Limit::kTiles
+                                                           : Limit::kFma;
     const double amount = few ? static_cast<double>(calls * w.view.bytes())
                               : static_cast<double>(tokens * w.view.rows * w.view.cols);
     bench.report(fmt::format("{} M={}", label, tokens), limit, amount, [&] {
       for (int c = 0; c < calls; ++c)
-        ops.linear(
-            {.x = a.x_tensor(), .w = all[next++ % all.size()].get(), .out = a.out_tensor()});
+        ops.linear({.x = a.x_tensor(), .w = all[next++ % all.size()].get(), .out = a.out_tensor()});
     });
   }
 }
@@ -258,7 +259,8 @@ int main(int argc, char** argv) {
   app.add_option("-t,--threads", flags.threads, "Thread counts, separated by commas")
       ->delimiter(',')
       ->capture_default_str();
-  app.add_option("--cpu-isa", flags.isa, "avx2, avx512, vbmi, amx or auto")->capture_default_str();
+  app.add_option("--cpu-isa", flags.isa, "avx2, avx512, vbmi, amx, amx-linears or auto")
+      ->capture_default_str();
   app.add_option("--megabytes", flags.megabytes, "Weights per format")
       ->check(CLI::Range(256, 1 << 20))
       ->capture_default_str();

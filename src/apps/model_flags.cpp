@@ -26,7 +26,8 @@ void ModelFlags::add_to(CLI::App& app) {
                  "Pin CPU threads to these processors, separated by commas; one thread on each")
       ->delimiter(',');
   app.add_option("--cpu-isa", cpu_isa,
-                 "CPU instruction set: auto (the best there is), plain, avx2 or avx512")
+                 "CPU instruction set: auto (the best there is), plain, avx2, avx512, vbmi, amx or "
+                 "amx-linears (see docs/numerics.md)")
       ->capture_default_str();
   app.add_option("-c,--max-model-len,--ctx-size,--ctx,--context-length", options.max_model_len,
                  "Context in tokens; 0 takes the checkpoint's maximum, at most 8192")

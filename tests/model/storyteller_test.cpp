@@ -58,6 +58,23 @@ TEST_F(Storyteller, Nvfp4LosesAtMostAHundredthOfANat) {
   EXPECT_LE(found / count, wanted / count + 0.01);
 }
 
+// Rounding the inputs of the experts to int8 must cost next to nothing against exact ones.
+TEST_F(Storyteller, Int8ExpertInputsCostAtMostThreeThousandthsOfANat) {
+  constexpr std::size_t kWindows = 8;
+  double nats[2] = {};
+  for (const auto mode : {ExpertActivations::kFull, ExpertActivations::kInt8}) {
+    EngineOptions options = window_options();
+    options.numerics.expert_activations = mode;
+    LoadedModel model(kShippedModel, options);
+    for (std::size_t w = 0; w < kWindows; ++w)
+      nats[mode == ExpertActivations::kInt8 ? 1 : 0] += loss(*model.runner, w) / kWindows;
+  }
+  RecordProperty("nats_fp32", fmt::format("{}", nats[0]));
+  RecordProperty("nats_int8", fmt::format("{}", nats[1]));
+  EXPECT_NE(nats[1], nats[0]) << "int8 was not used";
+  EXPECT_LE(nats[1], nats[0] + 0.003);
+}
+
 TEST_F(Storyteller, Bf16WindowLossesAreThoseOfTransformers) {
   if (bf16.empty()) GTEST_SKIP() << "QUATRAIN_STORYTELLER_BF16 does not name the BF16 model";
   LoadedModel model(bf16, window_options());

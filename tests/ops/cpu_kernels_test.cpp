@@ -194,20 +194,21 @@ TEST_P(Kernels, Int8TilesHaveTheBitsOfTheProducts) {
       PanelMatrix panels(matrix.view());
       const auto memory = map_memory(panel_count * panels.panel_bytes());
       panels.pack(matrix.view(), memory.get(), panels.panel_bytes(), pool);
-      TileRows rows;
-      rows.reserve(tokens, cols, 1);
-      rows.set_width(cols, 1);
+      TileMemory memory_of_rows;
+      const std::int64_t blocks = (tokens + TileInputs::kBlock - 1) / TileInputs::kBlock;
+      memory_of_rows.reserve(blocks, cols, 1);
+      ASSERT_EQ(memory_of_rows.set_width(cols, 1), blocks);
+      const TileInputs rows = memory_of_rows.blocks(0, blocks);
       std::vector<std::vector<Int8Activations>> inputs;
       for (std::int64_t t = 0; t < tokens; ++t) {
-        inputs.emplace_back(static_cast<std::size_t>(rows.groups()));
+        inputs.emplace_back(static_cast<std::size_t>(memory_of_rows.groups()));
         fast().quantise_int8(random.normals(cols, 2).data(), cols, inputs.back().data());
-        fast().expand_int8(panels.format(), inputs.back().data(), rows.groups(), rows.values(t),
-                           rows.scales(t));
+        fast().expand_int8(panels.format(), inputs.back().data(), memory_of_rows.groups(), rows, t);
       }
       const auto sums = map_memory(tokens * kTileRows * 4);
       TileTask task{.panels = {},
                     .panel_count = panel_count,
-                    .x = rows.from(0),
+                    .x = rows,
                     .tokens = tokens,
                     .sums = reinterpret_cast<float*>(sums.get())};
       for (int p = 0; p < panel_count; ++p) task.panels[p] = panels.panel(p);
@@ -322,8 +323,11 @@ std::vector<CpuIsa> vector_isas() {
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Kernels);
-INSTANTIATE_TEST_SUITE_P(Cpu, Kernels, ::testing::ValuesIn(vector_isas()),
-                         [](const auto& test) { return std::string(name_of(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Cpu, Kernels, ::testing::ValuesIn(vector_isas()), [](const auto& test) {
+  std::string name(name_of(test.param));
+  std::erase(name, '-');
+  return name;
+});
 
 // Panels whose blocks' scales are too far apart for exact sums of 32 columns.
 TEST(PanelMatrixExactness, IsThatOfTheScales) {
@@ -331,10 +335,10 @@ TEST(PanelMatrixExactness, IsThatOfTheScales) {
   const auto& nvfp4 = kMatrixKinds[3];
   ASSERT_EQ(nvfp4.format, WeightFormat::kNvfp4);
   for (const auto& [first, second, exact] : {std::tuple{0x38, 0x10, true},
-                                            {0x38, 0x0F, false},
-                                            {0x00, 0x7E, true},
-                                            {0x01, 0x37, true},
-                                            {0x01, 0x38, false}}) {
+                                             {0x38, 0x0F, false},
+                                             {0x00, 0x7E, true},
+                                             {0x01, 0x37, true},
+                                             {0x01, 0x38, false}}) {
     RandomMatrix matrix(nvfp4, 40, 64, 1);
     std::vector<std::byte> scales(160, std::byte{0x38});
     scales[4 * 35 + 2] = static_cast<std::byte>(first);  // columns 32–47 of row 35

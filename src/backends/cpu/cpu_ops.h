@@ -59,29 +59,24 @@ class Int8Rows {
   std::unique_ptr<Int8Activations[]> groups_;
 };
 
-/// Rows of activations for matrix tiles.
-class TileRows {
+/// Memory for the inputs of matrix tiles.
+class TileMemory {
  public:
-  /// Room for `rows` of up to `width` values, each as `parts` BF16 values; never shrinks.
-  void reserve(std::int64_t rows, std::int64_t width, std::int64_t parts);
-  /// Makes rows that wide; what they held is lost. Returns how many there is room for.
-  std::int64_t set_width(std::int64_t width, std::int64_t parts);
-
+  /// Room for `blocks` of 16 rows of up to `width` values, each as `parts` BF16 values.
+  void reserve(std::int64_t blocks, std::int64_t width, int parts);
+  /// Makes rows that wide; what they held is lost. Returns how many blocks there is room for.
+  std::int64_t set_width(std::int64_t width, int parts);
   std::int64_t groups() const { return groups_; }
-  std::uint16_t* values(std::int64_t row) { return values_.get() + row * stride_; }
-  float* scales(std::int64_t row) { return scales_.get() + row * groups_; }
-  /// Rows from `row` on.
-  TileInputs from(std::int64_t row) {
-    return {.values = values(row), .stride = stride_, .scales = scales(row)};
-  }
+  /// Blocks [first, first + count).
+  TileInputs blocks(std::int64_t first, std::int64_t count) const;
 
  private:
-  std::int64_t value_capacity_ = 0;
-  std::int64_t scale_capacity_ = 0;
+  std::int64_t value_bytes_ = 0;
+  std::int64_t scale_bytes_ = 0;
   std::int64_t groups_ = 0;
-  std::int64_t stride_ = 0;
-  std::unique_ptr<std::uint16_t[]> values_;
-  std::unique_ptr<float[]> scales_;
+  int parts_ = 1;
+  std::shared_ptr<std::byte> values_;
+  std::shared_ptr<std::byte> scales_;
 };
 
 class CpuOps final : public Ops {
@@ -149,9 +144,11 @@ class CpuOps final : public Ops {
                     std::int64_t out_stride);
 
   bool has_tiles(const PanelMatrix& w, std::int64_t groups) const;
-  void tile_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
-                   std::int64_t x_stride, std::int64_t tokens, float* out,
-                   std::int64_t out_stride);
+  void tile_linear(const PanelMatrix& w, std::int64_t groups, const float* x, std::int64_t x_stride,
+                   std::int64_t tokens, float* out, std::int64_t out_stride);
+  template <class Inputs>
+  void multiply_tiles(const PanelMatrix& w, std::int64_t groups, Inputs&& inputs,
+                      std::int64_t tokens, float* out, std::int64_t out_stride);
   float* thread_sums(int thread) {
     return reinterpret_cast<float*>(thread_sums_.get()) + thread * kTileTokens * kTileRows;
   }
@@ -185,6 +182,7 @@ class CpuOps final : public Ops {
   std::int64_t expert_work(const op::Experts& args) const;
   template <class Body>
   void for_each_pass(std::int32_t e, Body&& body) const;
+  TileInputs expert_tiles(std::int32_t e) const;
   template <class Body>
   void for_each_tile_pass(std::int32_t e, Body&& body) const;
   template <class Out>
@@ -209,12 +207,13 @@ class CpuOps final : public Ops {
   // For matrix tiles: the sums of a task per thread, the inputs of a linear or of the experts.
   std::shared_ptr<std::byte> thread_sums_;
   std::int64_t widest_tile_linear_ = 0;
-  TileRows tile_rows_;
+  TileMemory tile_memory_;
   std::vector<SamplerWorkspace> samplers_;
 
   // Scratch of experts(), by slot = t * k + i.
   std::vector<std::int32_t> expert_begin_;   // [E] into sorted_slots_
   std::vector<std::int32_t> expert_end_;     // [E]
+  std::vector<std::int32_t> tile_block_;     // [E] first block of an expert in tile_memory_
   std::vector<std::int32_t> sorted_slots_;   // [T * k]
   std::vector<std::int32_t> active_;         // experts with at least one slot
   std::unique_ptr<float[]> expert_inputs_;   // [T * k, D] rounded inputs

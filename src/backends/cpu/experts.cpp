@@ -154,23 +154,40 @@ bool CpuOps::takes_tiles(std::int32_t e, const CpuWeight& w) const {
          expert_end_[i] - expert_begin_[i] >= kernels_.int8_tile_tokens;
 }
 
-// The int8 inputs of the first or second projection as tiles take them: row i is sorted_slots_[i].
+// The rows of expert e, in the order of its sorted slots.
+TileInputs CpuOps::expert_tiles(std::int32_t e) const {
+  const auto i = static_cast<std::size_t>(e);
+  const std::int64_t rows = expert_end_[i] - expert_begin_[i];
+  return tile_memory_.blocks(tile_block_[i], (rows + TileInputs::kBlock - 1) / TileInputs::kBlock);
+}
+
+// The int8 inputs of the first or second projection as tiles take them.
 void CpuOps::expand_expert_rows(const op::Experts& args, bool first) {
   if (args.activations != ExpertActivations::kInt8 || kernels_.int8_tile_tokens == 0) return;
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const std::int64_t k = args.ids.dim(1);
   const std::int64_t width = first ? all.hidden : all.intermediate;
-  const std::int64_t rows = active_.empty() ? 0 : expert_end_[static_cast<std::size_t>(active_.back())];
-  tile_rows_.set_width(width, 1);
+  tile_memory_.set_width(width, 1);
+  std::int32_t blocks = 0, rows = 0;
+  for (const std::int32_t e : active_) {
+    const auto i = static_cast<std::size_t>(e);
+    tile_block_[i] = blocks;
+    const std::int32_t count = expert_end_[i] - expert_begin_[i];
+    rows += count;
+    if (count >= kernels_.int8_tile_tokens)
+      blocks += static_cast<std::int32_t>((count + TileInputs::kBlock - 1) / TileInputs::kBlock);
+  }
+  if (blocks == 0) return;
   parallel_for(rows, 4, rows * width, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int32_t s = sorted_slots_[static_cast<std::size_t>(i)];
       const std::int32_t e = args.ids.i32()[s];
       const auto& expert = all.experts[static_cast<std::size_t>(e)];
       const CpuWeight& w = first ? expert.w1 : expert.w2;
-      if (!takes_tiles(e, w)) continue;
-      kernels_.expand_int8(w.panels->format(), first ? int8_inputs_.row(s / k) : int8_hidden_.row(s),
-                           tile_rows_.groups(), tile_rows_.values(i), tile_rows_.scales(i));
+      if (takes_tiles(e, w))
+        kernels_.expand_int8(
+            w.panels->format(), first ? int8_inputs_.row(s / k) : int8_hidden_.row(s),
+            tile_memory_.groups(), expert_tiles(e), i - expert_begin_[static_cast<std::size_t>(e)]);
     }
   });
 }
@@ -198,8 +215,7 @@ void CpuOps::expert_hidden(const op::Experts& args) {
                });
 }
 
-void CpuOps::hidden_by_panels(const op::Experts& args, std::int32_t e, std::int64_t p,
-                              int thread) {
+void CpuOps::hidden_by_panels(const op::Experts& args, std::int32_t e, std::int64_t p, int thread) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const auto& expert = all.experts[static_cast<std::size_t>(e)];
   const std::int64_t k = args.ids.dim(1);
@@ -231,16 +247,18 @@ void CpuOps::hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64
   const auto& expert = all.experts[static_cast<std::size_t>(e)];
   const std::int64_t inner = all.intermediate;
   const std::int64_t n = std::min(kPanelRows, inner - p * kPanelRows);
+  const std::int64_t begin = expert_begin_[static_cast<std::size_t>(e)];
   for_each_tile_pass(e, [&](std::int64_t row, std::int64_t tokens) {
     float* sums = thread_sums(thread);
     kernels_.int8_tiles[static_cast<int>(expert.w1.panels->format())](
         {.panels = {expert.w1.panels->panel(p), expert.w3.panels->panel(p)},
          .panel_count = 2,
-         .x = tile_rows_.from(row),
+         .x = expert_tiles(e),
+         .first_row = row,
          .tokens = tokens,
          .sums = sums});
     for (std::int64_t t = 0; t < tokens; ++t, sums += kTileRows) {
-      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(row + t)];
+      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(begin + row + t)];
       kernels_.swiglu(sums, sums + kPanelRows, n, args.limit,
                       expert_hidden_.get() + slot * inner + p * kPanelRows);
     }
@@ -267,14 +285,12 @@ void CpuOps::expert_outputs(const op::Experts& args) {
                      outputs_by_tiles(args, e, first, static_cast<int>(last - first), thread);
                      continue;
                    }
-                   for (std::int64_t p = first; p < last; ++p)
-                     outputs_by_panel(args, e, p, thread);
+                   for (std::int64_t p = first; p < last; ++p) outputs_by_panel(args, e, p, thread);
                  }
                });
 }
 
-void CpuOps::outputs_by_panel(const op::Experts& args, std::int32_t e, std::int64_t p,
-                              int thread) {
+void CpuOps::outputs_by_panel(const op::Experts& args, std::int32_t e, std::int64_t p, int thread) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const Int8Rows* int8 = args.activations == ExpertActivations::kInt8 ? &int8_hidden_ : nullptr;
   for_each_pass(e, [&](std::span<const std::int32_t> slots) {
@@ -291,16 +307,18 @@ void CpuOps::outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int6
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const PanelMatrix& w = *all.experts[static_cast<std::size_t>(e)].w2.panels;
   const std::int64_t n = std::min(panels * kPanelRows, w.rows() - p * kPanelRows);
+  const std::int64_t begin = expert_begin_[static_cast<std::size_t>(e)];
   for_each_tile_pass(e, [&](std::int64_t row, std::int64_t tokens) {
     TileTask task{.panels = {w.panel(p), {}},
                   .panel_count = panels,
-                  .x = tile_rows_.from(row),
+                  .x = expert_tiles(e),
+                  .first_row = row,
                   .tokens = tokens,
                   .sums = thread_sums(thread)};
     if (panels == 2) task.panels[1] = w.panel(p + 1);
     kernels_.int8_tiles[static_cast<int>(w.format())](task);
     for (std::int64_t t = 0; t < tokens; ++t) {
-      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(row + t)];
+      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(begin + row + t)];
       std::copy_n(task.sums + t * kTileRows, n,
                   expert_outputs_.get() + slot * all.hidden + p * kPanelRows);
     }
@@ -345,12 +363,13 @@ void CpuOps::for_each_pass(std::int32_t e, Body&& body) const {
     body(slots.subspan(begin, std::min<std::size_t>(kTokensPerPass, slots.size() - begin)));
 }
 
-// body(row, tokens) for the sorted rows of expert e, kTileTokens at a time.
+// body(row, tokens) for the rows of expert e, kTileTokens at a time.
 template <class Body>
 void CpuOps::for_each_tile_pass(std::int32_t e, Body&& body) const {
-  const std::int64_t end = expert_end_[static_cast<std::size_t>(e)];
-  for (std::int64_t row = expert_begin_[static_cast<std::size_t>(e)]; row < end; row += kTileTokens)
-    body(row, std::min(kTileTokens, end - row));
+  const auto i = static_cast<std::size_t>(e);
+  const std::int64_t rows = expert_end_[i] - expert_begin_[i];
+  for (std::int64_t row = 0; row < rows; row += kTileTokens)
+    body(row, std::min(kTileTokens, rows - row));
 }
 
 std::int64_t CpuOps::expert_grain(std::int64_t tasks) const {

@@ -67,46 +67,49 @@ bool CpuOps::has_tiles(const PanelMatrix& w, std::int64_t groups) const {
 void CpuOps::tile_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
                          std::int64_t x_stride, std::int64_t tokens, float* out,
                          std::int64_t out_stride) {
-  const std::int64_t room = tile_rows_.set_width(w.cols(), 2) / groups;
+  constexpr std::int64_t kBlock = TileInputs::kBlock;
+  const std::int64_t room = tile_memory_.set_width(w.cols(), 2) / groups * kBlock;
   QT_CHECK(room > 0, "a linear of {} columns was packed after reserve()", w.cols());
   const std::int64_t chunk = std::min({tokens, kTileTokens, room});
+  for (std::int64_t t = 0; t < tokens; t += chunk) {
+    const std::int64_t count = std::min(chunk, tokens - t);
+    const std::int64_t blocks = (count + kBlock - 1) / kBlock;
+    const auto inputs = [&](std::int64_t g) { return tile_memory_.blocks(g * blocks, blocks); };
+    parallel_for(groups * count, 4, groups * count * w.cols(),
+                 [&](std::int64_t begin, std::int64_t end, int) {
+                   for (std::int64_t i = begin; i < end; ++i)
+                     kernels_.split_floats(x + (t + i % count) * x_stride + i / count * w.cols(),
+                                           w.cols(), inputs(i / count), i % count);
+                 });
+    multiply_tiles(w, groups, inputs, count, out + t * out_stride, out_stride);
+  }
+}
+
+template <class Inputs>
+void CpuOps::multiply_tiles(const PanelMatrix& w, std::int64_t groups, Inputs&& inputs,
+                            std::int64_t tokens, float* out, std::int64_t out_stride) {
   const std::int64_t panels = w.panels() / groups;  // of a group
   // Alone, panels make more tasks; in pairs they share the loads of activations.
   const std::int64_t together = tokens < kManyTokens ? 1 : 2;
   const std::int64_t parts = (panels + together - 1) / together;
-  const TileProduct product = kernels_.float_tiles[static_cast<int>(w.format())];
-  for (std::int64_t t0 = 0; t0 < tokens; t0 += chunk) {
-    const std::int64_t count = std::min(chunk, tokens - t0);
-    // Row g · count + t: token t of group g.
-    parallel_for(groups * count, 4, groups * count * w.cols(),
-                 [&](std::int64_t begin, std::int64_t end, int) {
-                   for (std::int64_t i = begin; i < end; ++i)
-                     kernels_.split_floats(x + (t0 + i % count) * x_stride + i / count * w.cols(),
-                                           w.cols(), tile_rows_.values(i));
-                 });
-    const std::int64_t grain = std::max<std::int64_t>(1, groups * parts / (8 * pool_.threads()));
-    parallel_for(groups * parts, grain, w.panels() * w.panel_bytes() * count,
-                 [&](std::int64_t begin, std::int64_t end, int thread) {
-                   for (std::int64_t i = begin; i < end; ++i) {
-                     const std::int64_t g = i / parts, first = i % parts * together;
-                     const std::int64_t p = g * panels + first;
-                     TileTask task{.panels = {},
-                                   .panel_count = 0,
-                                   .x = tile_rows_.from(g * count),
-                                   .tokens = count,
-                                   .sums = thread_sums(thread)};
-                     for (; task.panel_count < std::min(together, panels - first);
-                          ++task.panel_count)
-                       task.panels[task.panel_count] = w.panel(p + task.panel_count);
-                     product(task);
-                     const std::int64_t rows =
-                         std::min(task.panel_count * kPanelRows, w.rows() - p * kPanelRows);
-                     for (std::int64_t t = 0; t < count; ++t)
-                       std::copy_n(task.sums + t * kTileRows, rows,
-                                   out + (t0 + t) * out_stride + p * kPanelRows);
-                   }
-                 });
-  }
+  const std::int64_t grain = std::max<std::int64_t>(1, groups * parts / (8 * pool_.threads()));
+  const std::int64_t work = w.panels() * w.panel_bytes() * tokens;
+  parallel_for(groups * parts, grain, work, [&](std::int64_t begin, std::int64_t end, int thread) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t g = i / parts, first = i % parts * together;
+      const std::int64_t p = g * panels + first;
+      TileTask task{.panels = {},
+                    .panel_count = static_cast<int>(std::min(together, panels - first)),
+                    .x = inputs(g),
+                    .tokens = tokens,
+                    .sums = thread_sums(thread)};
+      for (int j = 0; j < task.panel_count; ++j) task.panels[j] = w.panel(p + j);
+      kernels_.float_tiles[static_cast<int>(w.format())](task);
+      const std::int64_t rows = std::min(task.panel_count * kPanelRows, w.rows() - p * kPanelRows);
+      for (std::int64_t t = 0; t < tokens; ++t)
+        std::copy_n(task.sums + t * kTileRows, rows, out + t * out_stride + p * kPanelRows);
+    }
+  });
 }
 
 void CpuOps::linear(const op::Linear& args) {

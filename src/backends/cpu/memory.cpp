@@ -103,7 +103,8 @@ std::unique_ptr<PackedLinear> CpuOps::pack_linear(const QuantMatrix& w) {
   packed->cols = w.cols;
   packed->bytes = w.bytes();
   packed->weight = pack(w);
-  if (packed->weight.panels && kernels_.float_tiles[static_cast<int>(packed->weight.panels->format())])
+  if (packed->weight.panels &&
+      kernels_.float_tiles[static_cast<int>(packed->weight.panels->format())])
     widest_tile_linear_ = std::max(widest_tile_linear_, w.cols);
   return packed;
 }
@@ -159,34 +160,27 @@ void Int8Rows::set(const CpuKernels& kernels, std::int64_t row, const float* x, 
   kernels.quantise_int8(x, n, groups_.get() + row * groups_per_row_);
 }
 
-namespace {
-
-// Rows end with a cache line of nothing, so that those of a tile are not all in one set of a cache.
-std::int64_t tile_stride(std::int64_t width, std::int64_t parts) {
-  constexpr std::int64_t kLine = 32;
-  return (width + kInt8Group - 1) / kInt8Group * kInt8Group * parts + kLine;
+void TileMemory::reserve(std::int64_t blocks, std::int64_t width, int parts) {
+  const std::int64_t groups = (width + kInt8Group - 1) / kInt8Group;
+  const std::int64_t scales = blocks * groups * TileInputs::kBlock * 4;
+  const std::int64_t values = scales / 4 * kInt8Group * parts * 2;
+  if (values > value_bytes_) values_ = map_memory(value_bytes_ = values);
+  if (scales > scale_bytes_) scales_ = map_memory(scale_bytes_ = scales);
 }
 
-}  // namespace
-
-void TileRows::reserve(std::int64_t rows, std::int64_t width, std::int64_t parts) {
-  const std::int64_t all = rows + kTileSlack;
-  const std::int64_t values = all * tile_stride(width, parts);
-  const std::int64_t scales = all * ((width + kInt8Group - 1) / kInt8Group);
-  if (values > value_capacity_) {
-    values_ = std::make_unique_for_overwrite<std::uint16_t[]>(static_cast<std::size_t>(values));
-    value_capacity_ = values;
-  }
-  if (scales > scale_capacity_) {
-    scales_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(scales));
-    scale_capacity_ = scales;
-  }
-}
-
-std::int64_t TileRows::set_width(std::int64_t width, std::int64_t parts) {
+std::int64_t TileMemory::set_width(std::int64_t width, int parts) {
   groups_ = (width + kInt8Group - 1) / kInt8Group;
-  stride_ = tile_stride(width, parts);
-  return std::min(value_capacity_ / stride_, scale_capacity_ / groups_) - kTileSlack;
+  parts_ = parts;
+  const std::int64_t scales = groups_ * TileInputs::kBlock * 4;
+  return std::min(scale_bytes_ / scales, value_bytes_ / (scales / 4 * kInt8Group * parts * 2));
+}
+
+TileInputs TileMemory::blocks(std::int64_t first, std::int64_t count) const {
+  const std::int64_t scale = first * groups_ * TileInputs::kBlock;
+  return {.values = reinterpret_cast<std::uint16_t*>(values_.get()) + scale * kInt8Group * parts_,
+          .scales = reinterpret_cast<float*>(scales_.get()) + scale,
+          .blocks = count,
+          .parts = parts_};
 }
 
 void CpuOps::reserve(const StepLimits& limits) {
@@ -221,9 +215,12 @@ void CpuOps::reserve(const StepLimits& limits) {
   int8_hidden_.reserve(slots, limits.intermediate_size);
   if (kernels_.int8_tile_tokens == 0) return;
   thread_sums_ = map_memory(threads * kTileTokens * kTileRows * 4);
-  // At least as many rows as a grouped linear may have groups.
-  tile_rows_.reserve(limits.rows + kMostTileGroups, widest_tile_linear_, 2);
-  tile_rows_.reserve(slots, std::max(limits.hidden_size, limits.intermediate_size), 1);
+  tile_block_.resize(static_cast<std::size_t>(limits.num_experts));
+  // Room for the last rows of each group of a grouped linear, and of each expert.
+  const auto blocks = [](std::int64_t rows) { return rows / TileInputs::kBlock + 1; };
+  tile_memory_.reserve(blocks(limits.rows) + kMostTileGroups, widest_tile_linear_, 2);
+  tile_memory_.reserve(blocks(slots) + slots / kernels_.int8_tile_tokens,
+                       std::max(limits.hidden_size, limits.intermediate_size), 1);
 }
 
 std::int64_t CpuOps::reserve_bytes(const StepLimits& limits) {
@@ -234,7 +231,8 @@ std::int64_t CpuOps::reserve_bytes(const StepLimits& limits) {
       kernels_.int8_tile_tokens == 0
           ? 0
           : pool_.threads() * kTileTokens * kTileRows * 4 +
-                std::max(slots * widest / 4, (limits.rows + kMostTileGroups) * 2 * widest);
+                std::max(slots * 2 * widest / 4,
+                         (limits.rows + kMostTileGroups * TileInputs::kBlock) * widest / 2);
   return tiles + pool_.threads() * (scores * 16 + 2 * widest + limits.vocab_size * 12) +
          slots * (2 * limits.hidden_size + limits.intermediate_size + 1) * 4;
 }

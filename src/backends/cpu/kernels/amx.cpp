@@ -14,31 +14,33 @@
 // the int8 products of panel_products.h do, too.
 #include <immintrin.h>
 
+#include <algorithm>
+
+#include "backends/cpu/kernels/fp8_tables.h"
 #include "backends/cpu/kernels/tables.h"
 
 namespace quatrain {
 namespace {
 
-constexpr std::int64_t kTileColumns = 32;  // of BF16 in a tile's row
+constexpr std::int64_t kTileColumns = TileInputs::kColumns;
 constexpr std::int64_t kStep = kInt8Group;  // columns that are decoded together
 constexpr int kStepTiles = static_cast<int>(kStep / kTileColumns);
-constexpr std::int64_t kTokenBlock = 32;
-constexpr std::int64_t kPrefetchBytes = 4096;
+constexpr std::int64_t kBlock = TileInputs::kBlock;
+constexpr std::int64_t kTileValues = kBlock * kTileColumns;
+constexpr std::int64_t kTokenBlock = 2 * kBlock;
 // Int8 activations times this, NVFP4 weights times 2^-112: together the 2^-7 of the int8 products.
 constexpr float kActivationFactor = 0x1p105f;
 
-using Tile = std::uint16_t[512];               // 16 rows of 32: column pairs of 16 output rows
-using PanelTiles = Tile[kStepTiles][2];        // by columns, then output rows
+using Tile = std::uint16_t[kTileValues];  // 16 rows of 32: column pairs of 16 output rows
+using TilePair = Tile[2];                 // rows 0–15 and 16–31 of a panel
+using PanelTiles = TilePair[kStepTiles];  // by columns
 using TileSums = float[kTokenBlock][kPanelRows];
 
 static_assert(kPanelBlock == kStep);
 
-// ---- decoders: columns [128 g, 128 g + 128) of a panel into tiles ----
+// ---- decoders: columns [32 k, 32 k + 32) of a group at `p` into tiles ----
 
-__m512i load(const std::byte* p) {
-  _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, _MM_HINT_T0);
-  return _mm512_loadu_si512(p);
-}
+__m512i load(const std::byte* p) { return _mm512_loadu_si512(p); }
 void store(std::uint16_t* tile, std::int64_t row, __m512i x) {
   _mm512_store_si512(tile + row * kTileColumns, x);
 }
@@ -66,30 +68,29 @@ struct Nvfp4Tiles {
 
   // Weight times scale in FP16 is exact. Its bits, with the exponent moved into BF16's wider field,
   // are those of the product times 2^-112.
-  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
+  static void decode(const std::byte* p, std::int64_t k, std::int64_t, TilePair& tiles) {
     const __m256i table = _mm256_setr_epi16(  // 0, ½, 1, 1½, 2, 3, 4, 6 and their negatives
         0, 0x3800, 0x3C00, 0x3E00, 0x4000, 0x4200, 0x4400, 0x4600,  //
         -0x8000, -0x4800, -0x4400, -0x4200, -0x4000, -0x3E00, -0x3C00, -0x3A00);
-    for (std::int64_t k = 0; k * kTileColumns < columns; ++k, p += kChunkBytes)
-      for (std::int64_t block = 0; block < 2; ++block)
-        for (std::int64_t half = 0; half < 2; ++half) {
-          const __m512h scale = scales(p + 512 + block * kPanelRows + half * 16);
-          for (std::int64_t line = 0; line < 2; ++line)
-            decode_codes(p + block * 256 + half * 128 + line * 64, tiles[k][half],
-                         block * 8 + line * 4, [&](__m512i codes) {
-                           const __m512i bits = _mm512_castph_si512(_mm512_mul_ph(
-                               _mm512_castsi512_ph(look_up(codes, table)), scale));
-                           return _mm512_and_si512(_mm512_srai_epi16(bits, 3),
-                                                   _mm512_set1_epi16(-0x7001));
-                         });
-        }
+    p += k * kChunkBytes;
+    for (std::int64_t block = 0; block < 2; ++block)
+      for (std::int64_t half = 0; half < 2; ++half) {
+        const __m512h scale = scales(p + 512 + block * kPanelRows + half * 16);
+        for (std::int64_t line = 0; line < 2; ++line)
+          decode_codes(p + block * 256 + half * 128 + line * 64, tiles[half], block * 8 + line * 4,
+                       [&](__m512i codes) {
+                         const __m512i bits = _mm512_castph_si512(
+                             _mm512_mul_ph(_mm512_castsi512_ph(look_up(codes, table)), scale));
+                         return _mm512_and_si512(_mm512_srai_epi16(bits, 3),
+                                                 _mm512_set1_epi16(-0x7001));
+                       });
+      }
   }
 
  private:
   // E4M3 scales of 16 rows, each in both halves of its dword. Shifted, E4M3 is FP16 times 2^-8.
   static __m512h scales(const std::byte* p) {
-    const __m512i wide =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     const __m512i both = _mm512_or_si512(_mm512_slli_epi32(wide, 7), _mm512_slli_epi32(wide, 23));
     return _mm512_mul_ph(_mm512_castsi512_ph(both), _mm512_set1_ph(static_cast<_Float16>(256)));
   }
@@ -100,28 +101,25 @@ struct Mxfp4Tiles {
   static constexpr std::int64_t kStepBytes = kStepTiles / 2 * kChunkBytes;
 
   // Doubled weights; a power-of-two scale is added to the exponent of those that are not zero.
-  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
+  static void decode(const std::byte* p, std::int64_t k, std::int64_t, TilePair& tiles) {
     const __m256i table = _mm256_setr_epi16(  // 0, 1, 2, 3, 4, 6, 8, 12 and their negatives
         0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40C0, 0x4100, 0x4140,  //
         0, -0x4080, -0x4000, -0x3FC0, -0x3F80, -0x3F40, -0x3F00, -0x3EC0);
-    for (std::int64_t k = 0; k * kTileColumns < columns; ++k)
-      for (std::int64_t half = 0; half < 2; ++half) {
-        const std::byte* chunk = p + k / 2 * kChunkBytes;
-        const __m512i exponents = scale_exponents(chunk + 1024 + k % 2 * kPanelRows + half * 16);
-        for (std::int64_t line = 0; line < 4; ++line)
-          decode_codes(chunk + k % 2 * 512 + half * 256 + line * 64, tiles[k][half], line * 4,
-                       [&](__m512i codes) {
-                         const __m512i value = look_up(codes, table);
-                         return _mm512_maskz_add_epi16(_mm512_test_epi16_mask(value, value), value,
-                                                       exponents);
-                       });
-      }
+    p += k / 2 * kChunkBytes;
+    for (std::int64_t half = 0; half < 2; ++half) {
+      const __m512i exponents = scale_exponents(p + 1024 + k % 2 * kPanelRows + half * 16);
+      for (std::int64_t line = 0; line < 4; ++line)
+        decode_codes(
+            p + k % 2 * 512 + half * 256 + line * 64, tiles[half], line * 4, [&](__m512i codes) {
+              const __m512i value = look_up(codes, table);
+              return _mm512_maskz_add_epi16(_mm512_test_epi16_mask(value, value), value, exponents);
+            });
+    }
   }
 
  private:
   static __m512i scale_exponents(const std::byte* p) {
-    const __m512i wide =
-        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     const __m512i both = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
     return _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
   }
@@ -129,104 +127,91 @@ struct Mxfp4Tiles {
 
 // Missing columns of the last tile become zeros: what lies there may be NaN. Activations are zero
 // there, too.
-void clear_from(PanelTiles& tiles, std::int64_t columns) {
-  const std::int64_t end = (columns + kTileColumns - 1) / kTileColumns * kTileColumns;
-  for (std::int64_t c = (columns + 1) / 2 * 2; c < end; c += 2)
-    for (std::int64_t half = 0; half < 2; ++half)
-      store(tiles[c / kTileColumns][half], c % kTileColumns / 2, _mm512_setzero_si512());
+void clear_from(TilePair& tiles, std::int64_t columns) {
+  for (std::int64_t c = (columns + 1) / 2 * 2; c < kTileColumns; c += 2)
+    for (std::int64_t half = 0; half < 2; ++half) store(tiles[half], c / 2, _mm512_setzero_si512());
 }
 
 struct Bf16Tiles {
   static constexpr std::int64_t kStepBytes = kStep * 64;
 
   // A column's dwords have rows n and n + 16; a tile's have two columns of a row.
-  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
-    for (std::int64_t c = 0; c < columns; c += 2, p += 128) {
+  static void decode(const std::byte* p, std::int64_t k, std::int64_t columns, TilePair& tiles) {
+    constexpr __mmask32 kOdd = 0xAAAAAAAA;
+    const std::int64_t count = std::min(columns - k * kTileColumns, kTileColumns);
+    p += k * kTileColumns * 64;
+    for (std::int64_t c = 0; c < count; c += 2, p += 128) {
       const __m512i even = load(p);
-      const __m512i odd = c + 1 < columns ? load(p + 64) : _mm512_setzero_si512();
-      constexpr __mmask32 kOdd = 0xAAAAAAAA;
-      std::uint16_t* low = tiles[c / kTileColumns][0];
-      std::uint16_t* high = tiles[c / kTileColumns][1];
-      const std::int64_t row = c % kTileColumns / 2;
-      store(low, row, _mm512_mask_blend_epi16(kOdd, even, _mm512_slli_epi32(odd, 16)));
-      store(high, row, _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(even, 16), odd));
+      const __m512i odd = c + 1 < count ? load(p + 64) : _mm512_setzero_si512();
+      store(tiles[0], c / 2, _mm512_mask_blend_epi16(kOdd, even, _mm512_slli_epi32(odd, 16)));
+      store(tiles[1], c / 2, _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(even, 16), odd));
     }
-    clear_from(tiles, columns);
+    clear_from(tiles, count);
   }
 };
 
 struct Fp8Tiles {
   static constexpr std::int64_t kStepBytes = kStep * kPanelRows;
 
-  // Tables of the two bytes of BF16, of values times 2^-8 as in the other decoders.
-  struct Tables {
-    alignas(64) std::uint8_t low[128], high[128];
-    Tables() {
-      for (unsigned code = 0; code < 128; ++code) {
-        const unsigned exponent = code >> 3, fraction = code & 7;
-        float value = static_cast<float>(exponent == 0 ? fraction : 8 + fraction);
-        for (unsigned e = exponent == 0 ? 1 : exponent; e < 18; ++e) value *= 0.5f;
-        std::uint32_t bits;
-        __builtin_memcpy(&bits, &value, 4);
-        low[code] = static_cast<std::uint8_t>(bits >> 16);
-        high[code] = static_cast<std::uint8_t>(bits >> 24);
-      }
-    }
-  };
-
-  static void decode(const std::byte* p, std::int64_t columns, PanelTiles& tiles) {
-    static const Tables tables;
-    const __m512i low0 = _mm512_load_si512(tables.low), low1 = _mm512_load_si512(tables.low + 64);
-    const __m512i high0 = _mm512_load_si512(tables.high);
-    const __m512i high1 = _mm512_load_si512(tables.high + 64);
-    const __m512i pairs = pair_order();
-    for (std::int64_t c = 0; c < columns; c += 2, p += 64) {
+  static void decode(const std::byte* p, std::int64_t k, std::int64_t columns, TilePair& tiles) {
+    const __m512i low0 = _mm512_load_si512(kFp8Tables.low);
+    const __m512i low1 = _mm512_load_si512(kFp8Tables.low + 64);
+    const __m512i high0 = _mm512_load_si512(kFp8Tables.high);
+    const __m512i high1 = _mm512_load_si512(kFp8Tables.high + 64);
+    const __m512i pairs = _mm512_load_si512(kPairs.order);
+    const std::int64_t count = std::min(columns - k * kTileColumns, kTileColumns);
+    p += k * kTileColumns * kPanelRows;
+    for (std::int64_t c = 0; c < count; c += 2, p += 64) {
       // An odd last column is followed by zeros (panel_matrix.h).
       const __m512i codes = _mm512_permutexvar_epi8(pairs, load(p));
       const __m512i low = _mm512_permutex2var_epi8(low0, codes, low1);
       const __m512i high = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(high0, codes, high1),
                                                      codes, _mm512_set1_epi8(-128), 0xF8);
-      const std::int64_t row = c % kTileColumns / 2;
-      store(tiles[c / kTileColumns][0], row, _mm512_unpacklo_epi8(low, high));
-      store(tiles[c / kTileColumns][1], row, _mm512_unpackhi_epi8(low, high));
+      store(tiles[0], c / 2, _mm512_unpacklo_epi8(low, high));
+      store(tiles[1], c / 2, _mm512_unpackhi_epi8(low, high));
     }
-    clear_from(tiles, columns);
+    clear_from(tiles, count);
   }
 
  private:
   // Of each 128-bit lane, the low half becomes two columns of four of rows 0–15, the high half of
   // rows 16–31. A column has rows 0–7, 16–23, 8–15, 24–31.
-  static __m512i pair_order() {
-    alignas(64) std::uint8_t order[64];
-    for (unsigned lane = 0; lane < 4; ++lane)
-      for (unsigned half = 0; half < 2; ++half)
-        for (unsigned i = 0; i < 8; ++i) {
-          const unsigned row = 4 * lane + i / 2;  // of 16
-          const unsigned place = row / 8 * 16 + half * 8 + row % 8;
-          order[16 * lane + 8 * half + i] = static_cast<std::uint8_t>(i % 2 * 32 + place);
-        }
-    return _mm512_load_si512(order);
-  }
+  struct Pairs {
+    alignas(64) std::uint8_t order[64] = {};
+    constexpr Pairs() {
+      for (unsigned i = 0; i < 64; ++i) {
+        const unsigned lane = i / 16, half = i / 8 % 2, row = 4 * lane + i % 8 / 2;
+        const unsigned place = row / 8 * 16 + half * 8 + row % 8;
+        order[i] = static_cast<std::uint8_t>(i % 2 * 32 + place);
+      }
+    }
+  };
+  static const Pairs kPairs;
 };
+constexpr Fp8Tiles::Pairs Fp8Tiles::kPairs;
 
 // ---- products ----
 
-// Tiles 0–3 are sums, 4 and 5 activations, 6 and 7 weights; each 16 rows of 64 bytes.
+// Tiles 0–3 are sums, 4 and 5 activations, 6 and 7 weights; each has 64 bytes a row. With fewer
+// than 16 activations, tiles 0, 1 and 4 have as many rows, and take less time.
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
   std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+
+  explicit TileConfig(std::int64_t tokens) {
+    if (tokens < kBlock) rows[0] = rows[1] = rows[4] = static_cast<std::uint8_t>(tokens);
+  }
 };
 
 // The compiler does not know what tile instructions read: it must have written all of it before.
 void publish(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
-// sums = 32 (or 16) rows of activations · `count` tiles of columns of both halves of a panel.
+// sums = one or two blocks of activations · `count` tiles of columns of both halves of a panel.
 // Activations have kParts tiles for each of the weights'.
 template <int kParts, bool kTwo>
-void multiply(const std::uint16_t* x, std::int64_t stride, const PanelTiles& tiles, int count,
-              TileSums& sums) {
-  const auto row_bytes = static_cast<std::size_t>(stride) * 2;
+void multiply(const std::uint16_t* x, const PanelTiles& tiles, int count, TileSums& sums) {
+  constexpr std::int64_t kNextBlock = kStepTiles * kParts * kTileValues;
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (kTwo) {
@@ -236,12 +221,12 @@ void multiply(const std::uint16_t* x, std::int64_t stride, const PanelTiles& til
   for (int k = 0; k < count; ++k) {
     _tile_loadd(6, tiles[k][0], 64);
     _tile_loadd(7, tiles[k][1], 64);
-    for (int part = 0; part < kParts; ++part, x += kTileColumns) {
-      _tile_loadd(4, x, row_bytes);
+    for (int part = 0; part < kParts; ++part, x += kTileValues) {
+      _tile_loadd(4, x, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if constexpr (kTwo) {
-        _tile_loadd(5, x + 16 * stride, row_bytes);
+        _tile_loadd(5, x + kNextBlock, 64);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
@@ -264,13 +249,12 @@ struct Pending {
 };
 
 template <int kParts>
-void add_pending(const TileTask& task, std::int64_t groups, const Pending& p,
-                 const TileSums& products) {
+void add_pending(const TileTask& task, const Pending& p, const TileSums& products) {
   const Panel& panel = task.panels[p.panel];
   __m512 scale = _mm512_set1_ps(panel.block_scales != nullptr ? panel.block_scales[p.group] : 1.0f);
   for (std::int64_t t = 0; t < p.count; ++t) {
     if constexpr (kParts == 1)
-      scale = _mm512_set1_ps(task.x.scales[(p.token + t) * groups + p.group]);
+      scale = _mm512_set1_ps(*task.x.scale(task.first_row + p.token + t, p.group));
     float* sums = task.sums + (p.token + t) * kTileRows + p.panel * kPanelRows;
     for (int half = 0; half < 2; ++half, sums += 16) {
       const __m512 product = _mm512_load_ps(products[t] + 16 * half);
@@ -294,53 +278,114 @@ void apply_row_scales(const TileTask& task, float factor) {
     }
 }
 
+// Decodes tile k of a group and fetches what will be decoded a little later.
+template <class Weights>
+void decode(const std::byte* group, std::int64_t k, std::int64_t columns, TilePair& tiles) {
+  constexpr std::int64_t kAhead = 4096;
+  const std::byte* p = group + k * Weights::kStepBytes / kStepTiles;
+  for (std::int64_t i = 0; i < Weights::kStepBytes / kStepTiles; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead + i, _MM_HINT_T0);
+  Weights::decode(group, k, columns, tiles);
+  publish(tiles);
+}
+
+// A task in progress: products of the last tiles wait until the next ones are under way.
 template <class Weights, int kParts>
-void tile_product(const TileTask& task) {
-  alignas(64) PanelTiles tiles[2];
-  alignas(64) TileSums products[2];
-  const TileConfig config;
-  publish(&config);
-  _tile_loadconfig(&config);
-  const std::int64_t cols = task.panels[0].cols;
-  const std::int64_t groups = (cols + kStep - 1) / kStep;
-  Pending pending;  // count 0: nothing yet
-  int buffer = 0;
-  for (std::int64_t g = 0; g < groups; ++g) {
-    const std::int64_t columns = cols - g * kStep < kStep ? cols - g * kStep : kStep;
+class Product {
+ public:
+  explicit Product(const TileTask& task) : task_(task) {
+    const TileConfig config(task.tokens);
+    publish(&config);
+    _tile_loadconfig(&config);
+  }
+
+  void run() {
+    for (std::int64_t c = 0, g = 0; c < task_.panels[0].cols; c += kStep, ++g) {
+      const std::int64_t rest = task_.panels[0].cols - c;
+      if (task_.tokens <= kBlock)
+        multiply_few(g, rest < kStep ? rest : kStep);
+      else
+        multiply_many(g, rest < kStep ? rest : kStep);
+    }
+    add_pending<kParts>(task_, pending_, products_[1 - buffer_]);
+    _tile_release();
+    apply_row_scales(task_, kParts == 1 ? 0.5f : 1.0f);
+  }
+
+ private:
+  const std::byte* data(int p, std::int64_t g) const {
+    return task_.panels[p].data + g * Weights::kStepBytes;
+  }
+
+  void multiply_many(std::int64_t g, std::int64_t columns) {
     const int count = static_cast<int>((columns + kTileColumns - 1) / kTileColumns);
-    for (int p = 0; p < task.panel_count; ++p)
-      Weights::decode(task.panels[p].data + g * Weights::kStepBytes, columns, tiles[p]);
-    publish(tiles);
-    const std::uint16_t* x = task.x.values + g * kStep * kParts;
-    for (std::int64_t t = 0; t < task.tokens; t += kTokenBlock)
-      for (int p = 0; p < task.panel_count; ++p) {
-        const std::uint16_t* rows = x + t * task.x.stride;
-        const std::int64_t rest = task.tokens - t;
-        if (rest > 16)
-          multiply<kParts, true>(rows, task.x.stride, tiles[p], count, products[buffer]);
+    for (int p = 0; p < task_.panel_count; ++p)
+      for (int k = 0; k < count; ++k) decode<Weights>(data(p, g), k, columns, tiles_[p][k]);
+    for (std::int64_t t = 0; t < task_.tokens; t += kTokenBlock)
+      for (int p = 0; p < task_.panel_count; ++p) {
+        const std::uint16_t* x = task_.x.tile_row(task_.first_row + t, g);
+        if (task_.tokens - t > kBlock)
+          multiply<kParts, true>(x, tiles_[p], count, products_[buffer_]);
         else
-          multiply<kParts, false>(rows, task.x.stride, tiles[p], count, products[buffer]);
-        // The products before these: vector units work while the tiles do.
-        add_pending<kParts>(task, groups, pending, products[1 - buffer]);
-        pending = {t, rest < kTokenBlock ? rest : kTokenBlock, p, g};
-        buffer = 1 - buffer;
+          multiply<kParts, false>(x, tiles_[p], count, products_[buffer_]);
+        finish(t, p, g);
       }
   }
-  add_pending<kParts>(task, groups, pending, products[1 - buffer]);
-  _tile_release();
-  apply_row_scales(task, kParts == 1 ? 0.5f : 1.0f);
+
+  // Weights are used once: the processor decodes a tile while it multiplies the one before.
+  void multiply_few(std::int64_t g, std::int64_t columns) {
+    constexpr std::size_t kSumBytes = kPanelRows * sizeof(float);
+    for (int p = 0; p < task_.panel_count; ++p) {
+      const std::uint16_t* x = task_.x.tile_row(task_.first_row, g);
+      _tile_zero(0);
+      _tile_zero(1);
+      for (std::int64_t k = 0; k * kTileColumns < columns; ++k) {
+        TilePair& tiles = tiles_[p][k];
+        decode<Weights>(data(p, g), k, columns, tiles);
+        _tile_loadd(6, tiles[0], 64);
+        _tile_loadd(7, tiles[1], 64);
+        for (int part = 0; part < kParts; ++part, x += kTileValues) {
+          _tile_loadd(4, x, 64);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_dpbf16ps(1, 4, 7);
+        }
+      }
+      _tile_stored(0, products_[buffer_][0], kSumBytes);
+      _tile_stored(1, products_[buffer_][0] + 16, kSumBytes);
+      finish(0, p, g);
+    }
+  }
+
+  // Adds the products before these: vector units work while the tiles do.
+  void finish(std::int64_t t, int p, std::int64_t g) {
+    add_pending<kParts>(task_, pending_, products_[1 - buffer_]);
+    pending_ = {t, std::min(task_.tokens - t, kTokenBlock), p, g};
+    buffer_ = 1 - buffer_;
+  }
+
+  alignas(64) PanelTiles tiles_[2];
+  alignas(64) TileSums products_[2];
+  const TileTask& task_;
+  Pending pending_;  // count 0: nothing yet
+  int buffer_ = 0;
+};
+
+template <class Weights, int kParts>
+void tile_product(const TileTask& task) {
+  Product<Weights, kParts>(task).run();
 }
 
 // ---- activations ----
 
 void expand_int8(PanelFormat format, const Int8Activations* x, std::int64_t groups,
-                 std::uint16_t* values, float* scales) {
+                 const TileInputs& inputs, std::int64_t row) {
   const __m512 factor = _mm512_set1_ps(format == PanelFormat::kNvfp4 ? kActivationFactor : 1.0f);
   const __m256i order = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
   for (std::int64_t g = 0; g < groups; ++g) {
-    scales[g] = x[g].scale;
-    for (std::int64_t c = 0; c < kInt8Group; c += kTileColumns, values += kTileColumns) {
+    *inputs.scale(row, g) = x[g].scale;
+    std::uint16_t* out = inputs.tile_row(row, g);
+    for (std::int64_t c = 0; c < kInt8Group; c += kTileColumns, out += kTileValues) {
       const __m256i bytes = _mm256_shuffle_epi8(
           _mm256_load_si256(reinterpret_cast<const __m256i*>(x[g].values + c)), order);
       const auto floats = [&](__m128i part) {
@@ -348,31 +393,32 @@ void expand_int8(PanelFormat format, const Int8Activations* x, std::int64_t grou
       };
       const __m512bh both = _mm512_cvtne2ps_pbh(floats(_mm256_extracti128_si256(bytes, 1)),
                                                 floats(_mm256_castsi256_si128(bytes)));
-      _mm512_storeu_si512(values, reinterpret_cast<const __m512i&>(both));
+      _mm512_store_si512(out, reinterpret_cast<const __m512i&>(both));
     }
   }
 }
 
 // x as two BF16 values, 16 at a time. What is left of an infinity would be NaN.
-void split_floats(const float* x, std::int64_t n, std::uint16_t* values) {
+void split_floats(const float* x, std::int64_t n, const TileInputs& inputs, std::int64_t row) {
   const std::int64_t padded = (n + kStep - 1) / kStep * kStep;
   for (std::int64_t c = 0; c < padded; c += 16) {
     const std::int64_t rest = n - c;
     const auto mask = static_cast<__mmask16>(rest >= 16 ? 0xFFFF : rest > 0 ? (1 << rest) - 1 : 0);
     const __m512 all = _mm512_maskz_loadu_ps(mask, x + c);
     const auto widen = [](__m256bh part) {
-      return _mm512_castsi512_ps(_mm512_slli_epi32(
-          _mm512_cvtepu16_epi32(reinterpret_cast<const __m256i&>(part)), 16));
+      return _mm512_castsi512_ps(
+          _mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<const __m256i&>(part)), 16));
     };
     const __m256bh first = _mm512_cvtneps_pbh(all);
     const __m512 value = widen(first);
     constexpr int kInfinities = 0x18;
     const __mmask16 finite = static_cast<__mmask16>(~_mm512_fpclass_ps_mask(value, kInfinities));
     const __m256bh second = _mm512_cvtneps_pbh(_mm512_maskz_sub_ps(finite, all, value));
-    std::uint16_t* out = values + c / kTileColumns * 2 * kTileColumns + c % kTileColumns;
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), reinterpret_cast<const __m256i&>(first));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + kTileColumns),
-                        reinterpret_cast<const __m256i&>(second));
+    std::uint16_t* out = inputs.tile_row(row, c / kStep) +
+                         c % kStep / kTileColumns * 2 * kTileValues + c % kTileColumns;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out), reinterpret_cast<const __m256i&>(first));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + kTileValues),
+                       reinterpret_cast<const __m256i&>(second));
   }
 }
 
@@ -383,10 +429,15 @@ void fill_amx_kernels(CpuKernels& k) {
   k.isa = CpuIsa::kAmx;
   k.int8_tiles[at(PanelFormat::kNvfp4)] = tile_product<Nvfp4Tiles, 1>;
   k.int8_tiles[at(PanelFormat::kMxfp4)] = tile_product<Mxfp4Tiles, 1>;
+  k.int8_tile_tokens = 32;
+  k.expand_int8 = expand_int8;
+}
+
+void fill_amx_linear_kernels(CpuKernels& k) {
+  constexpr auto at = [](PanelFormat format) { return static_cast<int>(format); };
+  k.isa = CpuIsa::kAmxLinears;
   k.float_tiles[at(PanelFormat::kBf16)] = tile_product<Bf16Tiles, 2>;
   k.float_tiles[at(PanelFormat::kFp8)] = tile_product<Fp8Tiles, 2>;
-  k.int8_tile_tokens = 12;
-  k.expand_int8 = expand_int8;
   k.split_floats = split_floats;
 }
 

@@ -14,8 +14,8 @@
 namespace quatrain {
 namespace {
 
-constexpr CpuIsa kAll[] = {CpuIsa::kPlain,  CpuIsa::kAvx2, CpuIsa::kAvx512,
-                           CpuIsa::kVbmi, CpuIsa::kAmx};
+constexpr CpuIsa kAll[] = {CpuIsa::kPlain, CpuIsa::kAvx2, CpuIsa::kAvx512,
+                           CpuIsa::kVbmi,  CpuIsa::kAmx,  CpuIsa::kAmxLinears};
 
 #if defined(QUATRAIN_X86_KERNELS)
 bool has_avx512() {
@@ -71,6 +71,8 @@ std::string_view name_of(CpuIsa isa) {
       return "vbmi";
     case CpuIsa::kAmx:
       return "amx";
+    case CpuIsa::kAmxLinears:
+      return "amx-linears";
   }
   return "?";
 }
@@ -80,10 +82,18 @@ CpuIsa best_isa() {
   return best;
 }
 
+namespace {
+
+bool runs(CpuIsa isa) {
+  return isa <= (best_isa() == CpuIsa::kAmx ? CpuIsa::kAmxLinears : best_isa());
+}
+
+}  // namespace
+
 std::vector<CpuIsa> usable_isas() {
   std::vector<CpuIsa> all;
   for (const CpuIsa isa : kAll)
-    if (isa <= best_isa()) all.push_back(isa);
+    if (runs(isa)) all.push_back(isa);
   return all;
 }
 
@@ -91,12 +101,12 @@ CpuIsa parse_isa(const std::string& name) {
   if (name == "auto") return best_isa();
   for (const CpuIsa isa : kAll) {
     if (name != name_of(isa)) continue;
-    if (isa > best_isa())
+    if (!runs(isa))
       fail("--cpu-isa {}: the best that this build and machine have is {}", name,
            name_of(best_isa()));
     return isa;
   }
-  fail("--cpu-isa: expected auto, plain, avx2, avx512, vbmi or amx, found '{}'", name);
+  fail("--cpu-isa: expected auto, plain, avx2, avx512, vbmi, amx or amx-linears, found '{}'", name);
 }
 
 }  // namespace quatrain

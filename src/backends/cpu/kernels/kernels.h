@@ -34,9 +34,9 @@ struct Panel {
   const float* row_scales = nullptr;    ///< [32]; results are multiplied by them
 };
 
-/// 128 consecutive activations of a row as int8: x[c] ≈ values[c] · scale; columns that the row does
-/// not have are 0. An offset is −12 times the sum of a block's values: weight codes are multiplied
-/// as 2w + 12.
+/// 128 consecutive activations of a row as int8: x[c] ≈ values[c] · scale; columns that the row
+/// does not have are 0. An offset is −12 times the sum of a block's values: weight codes are
+/// multiplied as 2w + 12.
 struct alignas(64) Int8Activations {
   std::int8_t values[kInt8Group];
   std::int32_t offsets[kInt8Group / kInt8Block];
@@ -51,26 +51,43 @@ using Int8Product = void (*)(const Panel& panel, const Int8Activations* const* x
 /// Most rows of activations of one TileTask, and output rows of its sums.
 inline constexpr std::int64_t kTileTokens = 512;
 inline constexpr std::int64_t kTileRows = 2 * kPanelRows;
-/// Rows that a tile reads beyond the last one wanted: memory must exist there, with any content.
-inline constexpr std::int64_t kTileSlack = 31;
 
-/// Rows of activations as matrix tiles take them: BF16, column groups of 128 padded with zeros.
-/// Int8 activations are integers times the scale of their group. FP32 ones are the sum of two BF16
-/// values: 32 columns of the first part, then the same columns of the second, and so on.
+/// Rows of activations as matrix tiles take them: tiles of 16 rows and 32 columns of BF16. Int8
+/// activations are integers times the scale of their group of 128 columns. FP32 ones are the sum of
+/// two BF16 values, a tile of the first parts before one of the second.
+///
+/// For each group, padded with zeros, the blocks of 16 rows follow each other, for each block the
+/// tiles of the group: the order in which products read them. Rows that nobody set may be anything.
 struct TileInputs {
-  const std::uint16_t* values = nullptr;
-  std::int64_t stride = 0;        ///< values from row to row
-  const float* scales = nullptr;  ///< [rows, ⌈cols/128⌉], of int8 activations
+  static constexpr std::int64_t kBlock = 16;
+  static constexpr std::int64_t kColumns = 32;
+
+  std::uint16_t* values = nullptr;  ///< on a cache line
+  float* scales = nullptr;          ///< [groups, 16 blocks], of int8 activations
+  std::int64_t blocks = 0;
+  int parts = 1;  ///< BF16 values for each activation
+
+  std::int64_t block_values() const { return kBlock * kInt8Group * parts; }
+  std::int64_t group_values() const { return blocks * block_values(); }
+  /// Columns 0–31 of a group; the next tile is kBlock · kColumns further.
+  std::uint16_t* tile_row(std::int64_t row, std::int64_t group) const {
+    return values + group * group_values() + row / kBlock * block_values() +
+           row % kBlock * kColumns;
+  }
+  float* scale(std::int64_t row, std::int64_t group) const {
+    return scales + group * blocks * kBlock + row;
+  }
 };
 
-/// sums[t][32 i + n] = row n of panel i · row t of x, for one or two panels of one format with as
-/// many columns.
+/// sums[t][32 i + n] = row n of panel i · row first_row + t of x, for one or two panels of one
+/// format with as many columns.
 struct TileTask {
   Panel panels[2];
   int panel_count = 0;
   TileInputs x;
-  std::int64_t tokens = 0;  ///< at most kTileTokens
-  float* sums = nullptr;    ///< [tokens, 64], on a cache line
+  std::int64_t first_row = 0;  ///< a multiple of 16
+  std::int64_t tokens = 0;     ///< at most kTileTokens
+  float* sums = nullptr;       ///< [tokens, 64], on a cache line
 };
 using TileProduct = void (*)(const TileTask& task);
 
@@ -103,11 +120,12 @@ struct CpuKernels {
   TileProduct int8_tiles[kPanelFormats] = {};
   TileProduct float_tiles[kPanelFormats] = {};
   std::int64_t int8_tile_tokens = 0;
-  /// One row as the int8_tiles of `format` take it: `groups` · 128 values and `groups` scales.
+  /// Sets a row of the inputs of the int8_tiles of `format`.
   void (*expand_int8)(PanelFormat format, const Int8Activations* x, std::int64_t groups,
-                      std::uint16_t* values, float* scales) = nullptr;
-  /// One row of n as float_tiles take it: ⌈n/128⌉ · 256 values.
-  void (*split_floats)(const float* x, std::int64_t n, std::uint16_t* values) = nullptr;
+                      const TileInputs& inputs, std::int64_t row) = nullptr;
+  /// Sets a row of n values of the inputs of float_tiles.
+  void (*split_floats)(const float* x, std::int64_t n, const TileInputs& inputs,
+                       std::int64_t row) = nullptr;
 
   /// Rounds a row to int8, ⌈n / 128⌉ groups; n is a multiple of 16. The plain definition is
   /// int8_quantise_row() in activation_quant.h.

@@ -63,8 +63,8 @@ class PanelMatrix {
   std::int64_t panel_bytes_ = 0;
   const std::byte* data_ = nullptr;
   std::int64_t stride_ = 0;
-  std::vector<float> block_scales_;  // [panels, blocks_]
-  std::vector<float> row_scales_;    // [panels, 32]
+  std::vector<float> block_scales_;         // [panels, blocks_]
+  std::vector<float> row_scales_;           // [panels, 32]
   std::vector<std::uint8_t> exact_chunks_;  // [panels], of the 4-bit formats
 };
 

@@ -255,7 +255,8 @@ QT_FLATTEN void int8_product(const Panel& panel, const Int8Activations* const* x
     const std::byte* next = chunk;
     unroll<kVectors / kTogether>([&](auto part) {
       F sums[kTogether][kTokens];
-      unroll<kTogether>([&](auto i) { unroll<kTokens>([&](auto t) { sums[i][t] = Simd::zero(); }); });
+      unroll<kTogether>(
+          [&](auto i) { unroll<kTokens>([&](auto t) { sums[i][t] = Simd::zero(); }); });
       next = chunk;
       for (std::int64_t c = 0; c < end; c += kChunkColumns, next += Data::kChunkBytes) {
         if constexpr (part == 0) prefetch<static_cast<int>(Data::kChunkBytes / 64)>(next);

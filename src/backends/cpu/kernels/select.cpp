@@ -22,6 +22,11 @@ const CpuKernels& select_kernels(CpuIsa isa) {
     fill_vbmi_kernels(kernels);
     fill_amx_kernels(kernels);
   });
+  static const CpuKernels amx_linears = table([](CpuKernels& kernels) {
+    kernels = amx;
+    fill_amx_linear_kernels(kernels);
+  });
+  if (isa == CpuIsa::kAmxLinears) return amx_linears;
   if (isa == CpuIsa::kAmx) return amx;
   if (isa == CpuIsa::kVbmi) return vbmi;
   if (isa == CpuIsa::kAvx512) return avx512;

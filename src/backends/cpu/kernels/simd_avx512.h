@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of 16 floats. Included by the translation units of AVX-512 and of AVX-512 with VBMI, whose
-// byte permutations decode codes in fewer instructions.
+// Vectors of 16 floats. Included by the translation units of AVX-512 and of AVX-512 with VBMI,
+// whose byte permutations decode codes in fewer instructions.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
+
+#include "backends/cpu/kernels/fp8_tables.h"
 
 namespace quatrain {
 namespace {
@@ -61,6 +63,18 @@ struct Simd {
   /// Two columns. Values come out times 2^-8, as halves with E4M3's bits: F16 subnormals are exact.
   static void decode_fp8_pair(const std::byte* p, F* w0, F* w1) {
     const __m512i codes = _mm512_loadu_si512(p);
+#if defined(__AVX512VBMI__)
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.low), codes,
+                                                 _mm512_load_si512(kFp8Tables.low + 64));
+    const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.high), codes,
+                                                       _mm512_load_si512(kFp8Tables.high + 64));
+    const __m512i high =
+        _mm512_or_si512(magnitude, _mm512_and_si512(codes, _mm512_set1_epi8(-128)));
+    for (std::size_t v = 0; v < 2; ++v) {
+      w0[v] = upper_halves(low, high, kFp8Places.index[v]);
+      w1[v] = upper_halves(low, high, kFp8Places.index[2 + v]);
+    }
+#else
     const __m512i zero = _mm512_setzero_si512();
     const __m512i mask = _mm512_set1_epi16(static_cast<short>(0xBF80));
     const auto halves = [&](__m512i shifted) {
@@ -72,6 +86,7 @@ struct Simd {
     w0[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(hi));
     w1[0] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(lo, 1));
     w1[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(hi, 1));
+#endif
   }
 
   // ---- 4-bit codes ----
@@ -127,9 +142,34 @@ struct Simd {
   static F to_float(Sum x) { return _mm512_cvtepi32_ps(x); }
 
  private:
+#if defined(__AVX512VBMI__)
+  // For rows 0–15 and 16–31 of two columns of FP8 codes: where a dword's upper two bytes are in the
+  // concatenation of the low and the high bytes.
+  struct Fp8Places {
+    alignas(64) std::uint8_t index[4][64] = {};
+    constexpr Fp8Places() {
+      for (unsigned column = 0; column < 2; ++column)
+        for (unsigned row = 0; row < 32; ++row) {
+          const unsigned place = 32 * column + row % 16 / 8 * 16 + row / 16 * 8 + row % 8;
+          std::uint8_t* dword = index[2 * column + row / 16] + row % 16 * 4;
+          dword[2] = static_cast<std::uint8_t>(place);
+          dword[3] = static_cast<std::uint8_t>(64 + place);
+        }
+    }
+  };
+  static const Fp8Places kFp8Places;
+  static F upper_halves(__m512i low, __m512i high, const std::uint8_t* index) {
+    return _mm512_castsi512_ps(
+        _mm512_maskz_permutex2var_epi8(0xCCCCCCCCCCCCCCCC, low, _mm512_load_si512(index), high));
+  }
+#endif
   using Four __attribute__((may_alias)) = std::int32_t;
   static const Four& four(const std::int8_t* x) { return *reinterpret_cast<const Four*>(x); }
 };
+
+#if defined(__AVX512VBMI__)
+constexpr Simd::Fp8Places Simd::kFp8Places;
+#endif
 
 }  // namespace
 }  // namespace quatrain

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AVX-512 kernels with VBMI. Compiled with those instruction sets enabled, so it must not be entered, nor
-// share an inline function with other files, before best_isa() has been asked.
+// The AVX-512 kernels with VBMI. Compiled with those instruction sets enabled, so it must not be
+// entered, nor share an inline function with other files, before best_isa() has been asked.
 #include "backends/cpu/kernels/simd_avx512.h"
 
 #include "backends/cpu/kernels/panel_products.h"
