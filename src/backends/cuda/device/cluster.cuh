@@ -79,19 +79,6 @@ __device__ inline void wait_for_ranks(std::uint64_t* barrier, std::uint32_t pari
       : "memory");
 }
 
-/// The float at `local` in the shared memory of block `rank` of the cluster.
-__device__ inline float load_from_rank(const float* local, unsigned rank) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(local));
-  float value;
-  asm volatile(
-      "{ .reg .u32 remote; mapa.shared::cluster.u32 remote, %1, %2; "
-      "ld.shared::cluster.f32 %0, [remote]; }"
-      : "=f"(value)
-      : "r"(address), "r"(rank)
-      : "memory");
-  return value;
-}
-
 /// Writes `value` to where `local` lies in the shared memory of block `rank`, and reports its four
 /// bytes to that block's `barrier`. The block must have initialised it, and must not have ended.
 __device__ inline void send_to_rank(float* local, float value, Barrier* barrier, unsigned rank) {
@@ -101,19 +88,6 @@ __device__ inline void send_to_rank(float* local, float value, Barrier* barrier,
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [to], %1, [done]; }" ::"r"(
           shared_address(local)),
       "f"(value), "r"(shared_address(barrier)), "r"(rank)
-      : "memory");
-}
-
-/// As barrier_wait, for what other blocks of the cluster have sent.
-__device__ inline void barrier_wait_cluster(Barrier* barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
       : "memory");
 }
 

@@ -233,7 +233,7 @@ __global__ void __launch_bounds__((kMostWarps + 1) * kWarp, 1)
       barrier_expect(&shared.squares_came, static_cast<std::uint32_t>(blocks * warps * tokens * 4));
     }
     if (balances) {
-      barrier_wait_cluster(&shared.mixes_came, parity);
+      wait_for_ranks(&shared.mixes_came, parity);
       float mixes[kTokens];
 #pragma unroll
       for (int t = 0; t < kTokens; ++t)
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__((kMostWarps + 1) * kWarp, 1)
           send_to_rank(&shared.parts[t][rank][lane_id()], sum, &shared.mixes_came,
                        static_cast<unsigned>(to));
     }
-    barrier_wait_cluster(&shared.mixes_came, parity);
+    wait_for_ranks(&shared.mixes_came, parity);
     float y[kTokens], squares[kTokens];
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__((kMostWarps + 1) * kWarp, 1)
       if (t < tokens && lane_id() < blocks)
         send_to_rank(&shared.squares[t][rank * warps + warp_id()], squares[t], &shared.squares_came,
                      static_cast<unsigned>(lane_id()));
-    barrier_wait_cluster(&shared.squares_came, parity);
+    wait_for_ranks(&shared.squares_came, parity);
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (t >= tokens) continue;
