@@ -84,8 +84,14 @@ void CudaOps::reserve_experts() {
   experts_.sorted = allocate(slots * 4);
   experts_.row_map = allocate(slots * 4);
   experts_.row_scales = allocate(slots * 4);
-  experts_.hidden = allocate(slots * limits_.intermediate_size * 4);
-  experts_.outputs = allocate(slots * limits_.hidden_size * 4);
+  // Those of padding are read with the others, though not used: no read is of memory never written.
+  const auto allocate_zeros = [&](std::int64_t bytes) {
+    Buffer buffer = allocate(bytes);
+    zero(Tensor(buffer.data(), DType::kU8, {buffer.bytes()}));
+    return buffer;
+  };
+  experts_.hidden = allocate_zeros(slots * limits_.intermediate_size * 4);
+  experts_.outputs = allocate_zeros(slots * limits_.hidden_size * 4);
 
   const auto padded = [](std::int64_t n) { return cuda::padded_to(as_int(n), cuda::kChunkCols); };
   experts_.inputs16 = allocate(std::max(2 * limits_.rows, slots) * padded(limits_.hidden_size) * 2);

@@ -20,20 +20,29 @@ __device__ inline std::uint32_t load_relaxed(const std::uint32_t* p) {
   return value;
 }
 
-/// The same between threads of one block, in shared memory.
-__device__ inline std::uint32_t load_acquire_shared(const std::uint32_t* p) {
+/// The same between threads of one block, in shared memory. A build for racecheck, which knows no
+/// acquiring loads, uses atomic operations instead.
+__device__ inline std::uint32_t load_acquire_shared(std::uint32_t* p) {
+#ifdef QUATRAIN_RACECHECK
+  return atomicAdd(p, 0u);
+#else
   std::uint32_t value;
   asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
                : "=r"(value)
                : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(p)))
                : "memory");
   return value;
+#endif
 }
 __device__ inline void store_release_shared(std::uint32_t* p, std::uint32_t value) {
+#ifdef QUATRAIN_RACECHECK
+  atomicExch(p, value);
+#else
   asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(
                    static_cast<std::uint32_t>(__cvta_generic_to_shared(p))),
                "r"(value)
                : "memory");
+#endif
 }
 
 /// Counts arrivals of all its blocks, round after round and around the clock, so that a grid leaves

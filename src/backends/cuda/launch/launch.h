@@ -7,8 +7,8 @@
 // writes anything that an earlier kernel reads. So weights and the arrays of a batch, which only
 // copies write, may be read before; a copy on the stream waits for every kernel in front of it, and
 // the kernel behind it for the copy. Since all kernels keep the rule, the end of a kernel implies
-// the end of everything before it. Kernels
-// launched with <<<>>> may stand anywhere between: they start when the kernel before has ended.
+// the end of everything before it. Kernels launched with <<<>>> may stand anywhere between: they
+// start when the kernel before has ended.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,8 +23,9 @@ namespace quatrain::cuda {
 struct LaunchShape {
   dim3 grid = 1;
   dim3 block = 1;
-  std::size_t shared = 0;  ///< dynamic shared memory; above 48 KB needs allow_shared()
-  unsigned cluster_x = 1;  ///< blocks along x that share their shared memory
+  std::size_t shared = 0;    ///< dynamic shared memory; above 48 KB needs allow_shared()
+  unsigned cluster_x = 1;    ///< blocks along x that share their shared memory
+  bool starts_early = true;  ///< false: when the kernel before has ended
 };
 
 /// What the runtime takes, with the attributes it points to.
@@ -32,7 +33,7 @@ class LaunchConfig {
  public:
   LaunchConfig(const LaunchShape& shape, cudaStream_t stream) {
     attributes_[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes_[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes_[0].val.programmaticStreamSerializationAllowed = shape.starts_early ? 1 : 0;
     attributes_[1].id = cudaLaunchAttributeClusterDimension;
     attributes_[1].val.clusterDim.x = shape.cluster_x;
     attributes_[1].val.clusterDim.y = 1;

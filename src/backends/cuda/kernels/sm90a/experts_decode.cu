@@ -35,8 +35,18 @@ constexpr int kFetcher = kWatcher + 1;
 static_assert(kFetcher + 1 == kDecodeWarps);
 
 // Named barriers; 0 is __syncthreads().
-constexpr int kBlockIsDone = 1;
-constexpr int kGridIsDone = 2;
+constexpr int kOutputsAreWritten = 1;  // of adders and the watcher
+constexpr int kGridIsDone = 2;         // of the watcher and stream warps
+constexpr int kOutputThreads = (kAdders + 1) * kWarp;
+constexpr int kGridThreads = (1 + kStreamWarps) * kWarp;
+
+// A warp arrives at a barrier by one lane, after __syncwarp(). racecheck does not see that this
+// orders what the other lanes did, so in a build for it every lane arrives, and waits, for itself.
+#ifdef QUATRAIN_RACECHECK
+constexpr int kArrivals = kWarp;
+#else
+constexpr int kArrivals = 1;
+#endif
 
 // What the warps of a block share.
 struct BlockState {
@@ -94,24 +104,23 @@ class Decoder {
       raise_registers<104>();  // what the others give up
       stream();
       if (!args_.second) return;
-      named_sync(kBlockIsDone, kThreads);
-      named_sync(kGridIsDone, kThreads);
+      named_sync(kGridIsDone, kGridThreads);
       combine_outputs(args_, (warp_ * gridDim.x + blockIdx.x) * kWarp + lane_,
                       gridDim.x * (kStreamWarps * kWarp));
-    } else {
-      lower_registers<64>();
-      if (warp_ < kWatcher)
-        add_up(warp_ - kStreamWarps);
-      else if (warp_ == kWatcher && lane_ == 0)
-        watch_inputs();
-      else if (warp_ == kFetcher)
-        fetch_units();
-      __syncwarp();
-      if (!args_.second) return;
-      named_sync(kBlockIsDone, kThreads);
-      if (warp_ == kWatcher) finish_grid();
-      named_sync(kGridIsDone, kThreads);
+      return;
     }
+    lower_registers<64>();
+    if (warp_ == kFetcher) return fetch_units();
+    if (warp_ < kWatcher)
+      add_up(warp_ - kStreamWarps);
+    else if (lane_ == 0)
+      watch_inputs();
+    __syncwarp();
+    if (!args_.second) return;
+    named_sync(kOutputsAreWritten, kOutputThreads);
+    if (warp_ != kWatcher) return;
+    finish_grid();
+    named_sync(kGridIsDone, kGridThreads);
   }
 
  private:
@@ -130,9 +139,12 @@ class Decoder {
     const int hidden = args_.w.hidden, inner = args_.w.inner;
     if (args_.first) *pass++ = make_pass(args_.w.first, first_projection(hidden, inner), tiles);
     if (args_.second) *pass = make_pass(args_.w.second, second_projection(hidden, inner), tiles);
-    for (int i = 0; i < kSumRounds * kStreamWarps; ++i) barrier_init(handed_over_ + i, 1);
-    for (int i = 0; i < kSumRounds; ++i) barrier_init(added_ + i, kAdders);
-    for (int i = 0; i < 4 * kStreamWarps; ++i) barrier_init(fetched_ + i, 1);
+    for (int i = 0; i < kSumRounds * kStreamWarps; ++i) barrier_init(handed_over_ + i, kArrivals);
+    for (int i = 0; i < kSumRounds; ++i) barrier_init(added_ + i, kAdders * kArrivals);
+    for (int i = 0; i < 2 * kStreamWarps; ++i) {
+      barrier_init(fetched_ + i, 1);
+      barrier_init(freed_ + i, kArrivals);
+    }
     barrier_init_fence();
   }
 
@@ -187,6 +199,12 @@ class Decoder {
   __device__ void meet_grid() {
     arrive_at(barrier_);
     wait_for_round(barrier_, rounds_before_, ++rounds_);
+  }
+
+  // The warp has done what it did.
+  __device__ void arrive(Barrier* barrier) const {
+    __syncwarp();
+    if (kArrivals > 1 || lane_ == 0) barrier_arrive(barrier);
   }
 
   // ---- the stream ----
@@ -266,8 +284,7 @@ class Decoder {
         else
           multiply_half<kGroups, kParts>(unit, half, rows, inputs_at + half * 256, sums);
       }
-      __syncwarp();  // all lanes have read the buffer
-      if (lane_ == 0) barrier_arrive(freed_ + place);
+      arrive(freed_ + place);  // the buffer has been read
       hand_over(round, groups, sums);
     }
   }
@@ -317,8 +334,7 @@ class Decoder {
         sums_at(round, warp_, slab)[n * kWarp] =
             make_float4(sums[slab][n][0], sums[slab][n][1], sums[slab][n][2], sums[slab][n][3]);
     }
-    __syncwarp();
-    if (lane_ == 0) barrier_arrive(handed_over_ + round % kSumRounds * kStreamWarps + warp_);
+    arrive(handed_over_ + round % kSumRounds * kStreamWarps + warp_);
   }
 
   // ---- results ----
@@ -342,8 +358,12 @@ class Decoder {
         if (at.chunk() == 0) scales = global_scales(at, tile.expert);
         // No further than the group: later units may wait for its results.
         const int n = min(handed - i, at.chunks() - at.chunk());
-        barrier_wait_idle(handed_over_ + round % kSumRounds * kStreamWarps + i + min(lane_, n - 1),
-                          round / kSumRounds & 1u);
+        Barrier* units = handed_over_ + round % kSumRounds * kStreamWarps + i;
+        const std::uint32_t parity = round / kSumRounds & 1u;
+        if constexpr (kArrivals == 1)
+          barrier_wait_idle(units + min(lane_, n - 1), parity);  // one each
+        else
+          for (int j = 0; j < n; ++j) barrier_wait_idle(units + j, parity);
         __syncwarp();
         add_units(sums_at(round, i, slab), n, (tile.count + 7) / 8, totals);
         i += n;
@@ -361,8 +381,7 @@ class Decoder {
         }
         at.advance(n);
       }
-      __syncwarp();
-      if (lane_ == 0) barrier_arrive(added_ + round % kSumRounds);
+      arrive(added_ + round % kSumRounds);
     }
   }
   __device__ bool is_first(const Walk& at) const { return args_.first && at.pass_number() == 0; }
