@@ -272,7 +272,8 @@ void Automaton::step_members(const Members& members, const Frame& frame, Place p
                              std::uint8_t byte) {
   const Spot spot = Spot::of(frame.state);
   const std::uint32_t index = spot.number;
-  const bool may_close = members.limit[index] == members.size();
+  // Only between members: in an opening or closing text the number may count its bytes.
+  const auto may_close = [&] { return members.limit[index] == members.size(); };
   const std::uint8_t space = members.around.is_spaced ? more_space(spot.space, byte) : 0;
   const auto emit_space = [&] {
     if (space != 0) emit({frame.node, Spot(spot.phase, index, space).packed(), frame.data}, place);
@@ -282,7 +283,7 @@ void Automaton::step_members(const Members& members, const Frame& frame, Place p
       if (!members.around.open.empty()) return step_open(members.around, frame, place, byte);
       [[fallthrough]];
     case kFirst:
-      if (may_close) step_close(members.around, frame, 0, place, byte);
+      if (may_close()) step_close(members.around, frame, 0, place, byte);
       [[fallthrough]];
     case kNext:
       emit_space();
@@ -310,7 +311,7 @@ void Automaton::step_members(const Members& members, const Frame& frame, Place p
       const bool may_go_on =
           byte == members.around.separator &&
           (may_begin(members, 0, index, place.depth) || may_add_extra(members, index, place.depth));
-      return step_after_item(members.around, frame, may_close, may_go_on, place, byte);
+      return step_after_item(members.around, frame, may_close(), may_go_on, place, byte);
     }
     case kClose:
       return step_close(members.around, frame, spot.number, place, byte);

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <atomic>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
@@ -200,7 +201,7 @@ class HttpServer::Impl {
   std::function<void(int)> signal_task_;
   std::vector<std::weak_ptr<Connection>> connections_;
   std::map<std::string, std::size_t> by_address_;
-  std::size_t count_ = 0;
+  std::atomic<std::size_t> count_ = 0;  // read by other threads
   std::uint16_t port_ = 0;
 };
 

@@ -98,8 +98,9 @@ TEST(Load, StartsAtARateAndGivesUpInTime) {
   const auto records = run_load(options);
   ASSERT_EQ(records.size(), 60u);
   EXPECT_GT(records.back().begin, 0.1);
-  server.engine.delay = std::chrono::milliseconds(800);
-  options = options_for(server, 2);
+  TestServer slow;
+  slow.engine.delay = std::chrono::milliseconds(800);
+  options = options_for(slow, 2);
   options.timeout = 0.2;
   for (const LoadRecord& record : run_load(options)) {
     EXPECT_FALSE(record.complete);
