@@ -88,14 +88,13 @@ class RequestParser::Impl : public http::basic_parser<true> {
     if (fault || line_end == text.npos) return 0;
     scanned_ = std::max(scanned_, line_end);
     const auto end = text.find("\r\n\r\n", scanned_);
-    if ((end == text.npos ? text.size() : end) > line_end + limits_.header + 2) {
+    // Three bytes of the blank line may be there already.
+    scanned_ = end == text.npos ? text.size() - std::min<std::size_t>(text.size(), 3) : end;
+    if (scanned_ > line_end + limits_.header + 2) {
       refuse(431, fmt::format("the header is longer than {} bytes", limits_.header));
       return 0;
     }
-    if (end == text.npos) {
-      scanned_ = text.size() < 3 ? 0 : text.size() - 3;
-      return 0;
-    }
+    if (end == text.npos) return 0;
     const std::string_view block = text.substr(0, end + 4);
     check_lines(block);
     check_version(block.substr(0, line_end));

@@ -283,6 +283,24 @@ int status_of(const std::string& bytes, std::size_t piece) {
   return parser.done() ? 0 : -1;
 }
 
+// Around the limit of a header it does not matter how the bytes arrive.
+TEST(Framing, AHeaderAtItsLimitIsJudgedAlikeInPieces) {
+  const HttpLimits limits{.request_line = 32, .header = 64, .header_count = 4};
+  for (std::size_t n = 40; n < 70; ++n) {
+    const std::string bytes = "GET / HTTP/1.1\r\nHost: x\r\na: " + std::string(n, 'a') + "\r\n\r\n";
+    RequestParser whole(limits), pieces(limits);
+    whole.feed(bytes);
+    std::string in;
+    for (const char byte : bytes) {
+      if (pieces.fault() || pieces.done()) break;
+      in += byte;
+      in.erase(0, pieces.feed(in));
+    }
+    EXPECT_EQ(pieces.done(), whole.done()) << n << " bytes";
+    EXPECT_EQ(whole.done(), 12 + n <= limits.header) << n << " bytes";
+  }
+}
+
 TEST(Framing, EveryCaseHasItsStatusHoweverItIsCut) {
   const auto cases = all_cases();
   EXPECT_GE(std::ranges::count_if(cases, [](const Case& c) { return c.status != 0; }), 200);
