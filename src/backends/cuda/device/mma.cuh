@@ -10,11 +10,13 @@ namespace quatrain::cuda {
 
 /// Four 8x8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8
 /// of matrix l / 8.
-__device__ inline void ldmatrix_x4(std::uint32_t (&r)[4], const __nv_bfloat16* row) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
+__device__ inline void ldmatrix_x4(std::uint32_t (&r)[4], std::uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
+               : "r"(row));
+}
+__device__ inline void ldmatrix_x4(std::uint32_t (&r)[4], const __nv_bfloat16* row) {
+  ldmatrix_x4(r, static_cast<std::uint32_t>(__cvta_generic_to_shared(row)));
 }
 
 /// d += a b with a [16, 16] row-major, b [16, 8] column-major, d [16, 8] in FP32: lane l holds

@@ -12,6 +12,7 @@
 
 #include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
@@ -40,21 +41,6 @@ struct Shared {
   alignas(16) unsigned char queries[kMaxHeads * kStride];
   float weights[kMaxHeads];
 };
-
-__device__ void load_matrices(std::uint32_t (&r)[4], std::uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-
-__device__ void multiply(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                         std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 __device__ std::uint32_t f16_pair(float a, float b) {
   const __half2 pair = __floats2half2_rn(a, b);
@@ -183,7 +169,7 @@ __device__ void score_tile(const Shared& shared, const unsigned char* tile, int 
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) load_matrices(a[m][k], keys + m * 16 * kStride + 32 * k);
+    for (int k = 0; k < kSteps; ++k) ldmatrix_x4(a[m][k], keys + m * 16 * kStride + 32 * k);
   const std::uint32_t queries =
       shared_address(shared.queries) + lane_id() % 8 * kStride + lane_id() / 8 * 16;
   float totals[2][2] = {};
@@ -192,11 +178,11 @@ __device__ void score_tile(const Shared& shared, const unsigned char* tile, int 
 #pragma unroll
     for (int k = 0; k < kSteps; k += 2) {
       std::uint32_t b[4];
-      load_matrices(b, queries + h * kStride + 32 * k);
+      ldmatrix_x4(b, queries + h * kStride + 32 * k);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        multiply(dots[m], a[m][k], b[0], b[1]);
-        multiply(dots[m], a[m][k + 1], b[2], b[3]);
+        mma_f16(dots[m], a[m][k], b[0], b[1]);
+        mma_f16(dots[m], a[m][k + 1], b[2], b[3]);
       }
     }
     const float even = shared.weights[h + 2 * (lane_id() % 4)];
