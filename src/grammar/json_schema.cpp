@@ -4,93 +4,23 @@
 #include <simdjson.h>
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <map>
-#include <optional>
 #include <set>
 #include <unordered_map>
 
 #include "core/error.h"
 #include "core/json.h"
 #include "grammar/draft.h"
+#include "grammar/schema.h"
 
 namespace quatrain::grammar {
 namespace {
 
 using simdjson::dom::element;
+using Type = Schema::Type;
 
 constexpr std::size_t kMaxSchemaDepth = 64;
-constexpr std::size_t kMaxReference = 1024;                   // bytes
-constexpr std::int64_t kMostUnits = 999'999'999'999'999'999;  // of a number with bounds: 18 digits
-
-// They describe or place a schema and say nothing about values. `format` is an annotation unless a
-// validator chooses otherwise, and so is `default`.
-constexpr std::array<std::string_view, 17> kAnnotations = {
-    "title",           "description",  "default",
-    "examples",        "example",      "deprecated",
-    "readOnly",        "writeOnly",    "$comment",
-    "$schema",         "$id",          "format",
-    "definitions",     "$defs",        "contentMediaType",
-    "contentEncoding", "discriminator"};
-
-constexpr std::array<std::string_view, 21> kUnderstood = {"$ref",
-                                                          "anyOf",
-                                                          "oneOf",
-                                                          "allOf",
-                                                          "const",
-                                                          "enum",
-                                                          "type",
-                                                          "properties",
-                                                          "required",
-                                                          "additionalProperties",
-                                                          "items",
-                                                          "prefixItems",
-                                                          "minItems",
-                                                          "maxItems",
-                                                          "uniqueItems",
-                                                          "minLength",
-                                                          "maxLength",
-                                                          "minimum",
-                                                          "maximum",
-                                                          "exclusiveMinimum",
-                                                          "exclusiveMaximum"};
-
-enum class Type : std::uint8_t { kNull, kBoolean, kInteger, kNumber, kString, kArray, kObject };
-constexpr std::array<std::string_view, 7> kTypes = {"null",   "boolean", "integer", "number",
-                                                    "string", "array",   "object"};
-
-template <class Names, class Name>
-bool is_among(const Names& names, const Name& name) {
-  return std::ranges::find(names, name) != std::end(names);
-}
-
-// Names of clients in messages, not too long.
-std::string_view shortened(std::string_view name) { return name.substr(0, 64); }
-
-// The path of a part. Of what is very deep the path says only that it is below.
-std::string below(const std::string& path, std::string_view part) {
-  constexpr std::size_t kLongest = 512;
-  if (path.size() <= kLongest) return fmt::format("{}{}", path, part);
-  return path.ends_with("…") ? path : path + "…";
-}
-std::string below(const std::string& path, std::size_t index) {
-  return below(path, fmt::format("[{}]", index));
-}
-
-// One schema: its members by name.
-struct Schema {
-  std::map<std::string_view, element> members;
-  std::string path;
-
-  [[nodiscard]] const element* find(std::string_view key) const {
-    const auto it = members.find(key);
-    return it == members.end() ? nullptr : &it->second;
-  }
-  [[nodiscard]] std::string at(std::string_view key) const {
-    return below(path, fmt::format(".{}", key));
-  }
-};
+constexpr std::size_t kMaxReference = 1024;  // bytes
 
 class Compiler {
  public:
@@ -120,7 +50,6 @@ class Compiler {
 
   RuleId compile(const element& value, const std::string& path);
   void compile_into(RuleId rule, const element& value, const std::string& path);
-  Schema read(const element& value, const std::string& path) const;
   RuleId reference(const std::string& pointer, const std::string& path);
   element resolve_pointer(std::string_view pointer, const std::string& path) const;
 
@@ -129,8 +58,6 @@ class Compiler {
                      std::initializer_list<std::string_view> allowed = {}) const;
   void compile_values(RuleId rule, const Schema& schema);
   void add_constant(RuleId rule, const element& value, const std::string& path, TextsLeaf& texts);
-  std::vector<Type> types_of(const Schema& schema) const;
-  static bool has_type(const element& value, const std::vector<Type>& types);
 
   void compile_type(RuleId rule, Type type, const Schema& schema);
   void compile_object(RuleId rule, const Schema& schema);
@@ -138,9 +65,6 @@ class Compiler {
   void compile_array(RuleId rule, const Schema& schema);
   void compile_string(RuleId rule, const Schema& schema);
   void compile_number(RuleId rule, bool is_integer, const Schema& schema);
-  std::uint32_t count_of(const Schema& schema, std::string_view key, std::uint32_t otherwise) const;
-  std::optional<std::int64_t> bound_of(const Schema& schema, std::string_view key, int fraction,
-                                       bool is_upper, bool is_exclusive) const;
 
   Draft& draft_;
   std::string root_path_;
@@ -151,20 +75,6 @@ class Compiler {
 };
 
 // ---- Schemas and references ----
-
-Schema Compiler::read(const element& value, const std::string& path) const {
-  Schema schema{{}, path};
-  simdjson::dom::object members;
-  if (value.get(members)) fail("{}: expected a schema: an object, true or false", path);
-  for (const auto [key, member] : members) {
-    if (is_among(kAnnotations, key)) continue;
-    if (!is_among(kUnderstood, key))
-      fail("{}: the keyword {} is not supported", path, shortened(key));
-    if (!schema.members.emplace(key, member).second)
-      fail("{}: the keyword {} is there more than once", path, key);
-  }
-  return schema;
-}
 
 RuleId Compiler::compile(const element& value, const std::string& path) {
   const RuleId rule = draft_.add_rule(path);
@@ -178,11 +88,11 @@ void Compiler::compile_into(RuleId rule, const element& value, const std::string
     if (anything) draft_.add_alternatives(rule, draft_.any_value(false));
     return;
   }
-  const Schema schema = read(value, path);
+  const Schema schema(value, path);
   if (compile_combination(rule, schema)) return;
   if (schema.find("const") != nullptr || schema.find("enum") != nullptr)
     return compile_values(rule, schema);
-  const std::vector<Type> types = types_of(schema);
+  const std::vector<Type> types = schema.types();
   if (types.empty()) draft_.add_alternatives(rule, draft_.any_value(false));
   for (const Type type : types) compile_type(rule, type, schema);
 }
@@ -213,9 +123,9 @@ element Compiler::resolve_pointer(std::string_view pointer, const std::string& p
 
 void Compiler::refuse_beside(const Schema& schema, std::string_view key,
                              std::initializer_list<std::string_view> allowed) const {
-  for (const auto& [other, value] : schema.members)
+  for (const auto& [other, value] : schema.members())
     if (other != key && !is_among(allowed, other))
-      fail("{}: {} beside {} is not supported", schema.path, other, key);
+      fail("{}: {} beside {} is not supported", schema.path(), other, key);
 }
 
 // $ref, anyOf, oneOf and allOf; false if the schema has none of them.
@@ -227,7 +137,7 @@ bool Compiler::compile_combination(RuleId rule, const Schema& schema) {
     if (key == "$ref") {
       std::string_view pointer;
       if (value->get(pointer)) fail("{}: expected a string", schema.at(key));
-      const RuleId target = reference(std::string(pointer), schema.path);
+      const RuleId target = reference(std::string(pointer), schema.path());
       draft_.add_alternatives(rule, target);
       return true;
     }
@@ -251,7 +161,7 @@ void Compiler::compile_values(RuleId rule, const Schema& schema) {
   const bool is_constant = schema.find("const") != nullptr;
   const std::string_view key = is_constant ? "const" : "enum";
   refuse_beside(schema, key, {"type"});
-  const std::vector<Type> types = types_of(schema);
+  const std::vector<Type> types = schema.types();
   TextsLeaf texts;
   const auto add = [&](const element& value, const std::string& path) {
     if (types.empty() || has_type(value, types)) add_constant(rule, value, path, texts);
@@ -311,63 +221,6 @@ void Compiler::add_constant(RuleId rule, const element& value, const std::string
 
 // ---- Types ----
 
-std::vector<Type> Compiler::types_of(const Schema& schema) const {
-  std::vector<Type> types;
-  const auto add = [&](const element& name) {
-    std::string_view text;
-    const auto* const found = name.get(text) ? kTypes.end() : std::ranges::find(kTypes, text);
-    if (found == kTypes.end()) fail("{}: expected the name of a type", schema.at("type"));
-    const auto type = static_cast<Type>(found - kTypes.begin());
-    if (!is_among(types, type)) types.push_back(type);
-  };
-  if (const element* const type = schema.find("type")) {
-    simdjson::dom::array names;
-    if (type->get(names)) {
-      add(*type);
-    } else {
-      for (const element name : names) add(name);
-      if (types.empty()) fail("{}: expected at least one type", schema.at("type"));
-    }
-    return types;
-  }
-  // Without a type, the keywords say which one is meant.
-  const auto has = [&](std::initializer_list<std::string_view> keys) {
-    return std::ranges::any_of(keys, [&](auto key) { return schema.find(key) != nullptr; });
-  };
-  if (has({"properties", "required", "additionalProperties"})) types.push_back(Type::kObject);
-  if (has({"items", "prefixItems", "minItems", "maxItems", "uniqueItems"}))
-    types.push_back(Type::kArray);
-  if (has({"minLength", "maxLength"})) types.push_back(Type::kString);
-  if (has({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}))
-    types.push_back(Type::kNumber);
-  return types;
-}
-
-bool Compiler::has_type(const element& value, const std::vector<Type>& types) {
-  double number = 0;
-  const bool is_number = !value.get(number);
-  const auto is = [&](Type type) {
-    switch (type) {
-      case Type::kNull:
-        return value.is_null();
-      case Type::kBoolean:
-        return value.is_bool();
-      case Type::kInteger:
-        return is_number && std::floor(number) == number;
-      case Type::kNumber:
-        return is_number;
-      case Type::kString:
-        return value.is_string();
-      case Type::kArray:
-        return value.is_array();
-      case Type::kObject:
-        return value.is_object();
-    }
-    return false;
-  };
-  return std::ranges::any_of(types, is);
-}
-
 void Compiler::compile_type(RuleId rule, Type type, const Schema& schema) {
   TextsLeaf words;
   switch (type) {
@@ -390,61 +243,27 @@ void Compiler::compile_type(RuleId rule, Type type, const Schema& schema) {
   }
 }
 
-std::uint32_t Compiler::count_of(const Schema& schema, std::string_view key,
-                                 std::uint32_t otherwise) const {
-  const element* const value = schema.find(key);
-  if (value == nullptr) return otherwise;
-  std::int64_t count = 0;
-  if (value->get(count) || count < 0 || count > 1'000'000'000)
-    fail("{}: expected a whole number from 0 to 1000000000", schema.at(key));
-  return static_cast<std::uint32_t>(count);
-}
-
 void Compiler::compile_string(RuleId rule, const Schema& schema) {
   StringLeaf leaf;
-  leaf.min = count_of(schema, "minLength", 0);
-  leaf.max = count_of(schema, "maxLength", kNoLimit);
+  leaf.min = schema.count("minLength", 0);
+  leaf.max = schema.count("maxLength", kNoLimit);
   draft_.add_value(rule, std::move(leaf));
-}
-
-// A bound in units of 10^-fraction, moved inwards to a multiple of the unit.
-std::optional<std::int64_t> Compiler::bound_of(const Schema& schema, std::string_view key,
-                                               int fraction, bool is_upper,
-                                               bool is_exclusive) const {
-  const element* const value = schema.find(key);
-  if (value == nullptr) return std::nullopt;
-  double bound = 0;
-  if (value->get(bound)) fail("{}: expected a number", schema.at(key));
-  const double unit = std::pow(10.0, fraction);
-  // No number with this many digits passes such a bound.
-  if (is_upper ? bound * unit >= 1e18 : bound * unit <= -1e18)
-    return is_upper ? kMostUnits : -kMostUnits;
-  const double most = fraction == 0 ? 9e15 : 1e9;  // the arithmetic below is exact up to here
-  if (!(std::abs(bound) <= most))
-    fail("{}: expected a number from {} to {}", schema.at(key), -most, most);
-  // The decimal with this many places that reads as the bound itself, if there is one.
-  const double near = std::nearbyint(bound * unit);
-  if (near / unit == bound) {
-    const auto exact = static_cast<std::int64_t>(near);
-    return is_exclusive ? exact + (is_upper ? -1 : 1) : exact;
-  }
-  return static_cast<std::int64_t>(is_upper ? std::floor(bound * unit) : std::ceil(bound * unit));
 }
 
 void Compiler::compile_number(RuleId rule, bool is_integer, const Schema& schema) {
   NumberLeaf leaf;
   if (is_integer) leaf.fraction = 0;
   const int fraction = is_integer ? 0 : 6;
-  const auto low = bound_of(schema, "minimum", fraction, false, false);
-  const auto above = bound_of(schema, "exclusiveMinimum", fraction, false, true);
-  const auto high = bound_of(schema, "maximum", fraction, true, false);
-  const auto below = bound_of(schema, "exclusiveMaximum", fraction, true, true);
+  const auto low = schema.bound("minimum", fraction, false, false);
+  const auto above = schema.bound("exclusiveMinimum", fraction, false, true);
+  const auto high = schema.bound("maximum", fraction, true, false);
+  const auto below = schema.bound("exclusiveMaximum", fraction, true, true);
   if (low || above || high || below) {
     leaf.form = NumberLeaf::Form::kFixed;
     leaf.fraction = fraction;
     leaf.whole = 18 - fraction;
-    leaf.low = std::max(low.value_or(-kMostUnits), above.value_or(-kMostUnits));
-    leaf.high = std::min(high.value_or(kMostUnits), below.value_or(kMostUnits));
+    leaf.low = std::max(low.value_or(-Schema::kMostUnits), above.value_or(-Schema::kMostUnits));
+    leaf.high = std::min(high.value_or(Schema::kMostUnits), below.value_or(Schema::kMostUnits));
   }
   draft_.add_value(rule, leaf);
 }
@@ -455,10 +274,10 @@ void Compiler::compile_array(RuleId rule, const Schema& schema) {
   bool is_unique = false;
   if (const element* const unique = schema.find("uniqueItems");
       unique != nullptr && (unique->get(is_unique) || is_unique))
-    fail("{}: the keyword uniqueItems is not supported", schema.path);
+    fail("{}: the keyword uniqueItems is not supported", schema.path());
   Items array = empty_array();
-  array.min = count_of(schema, "minItems", 0);
-  array.max = count_of(schema, "maxItems", kNoLimit);
+  array.min = schema.count("minItems", 0);
+  array.max = schema.count("maxItems", kNoLimit);
   if (const element* const prefix = schema.find("prefixItems")) {
     simdjson::dom::array parts;
     if (prefix->get(parts)) fail("{}: expected schemas", schema.at("prefixItems"));
