@@ -22,6 +22,7 @@
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_inputs.cuh"
 #include "backends/cuda/device/linear_stream.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/linear_stream.h"
@@ -116,12 +117,12 @@ class Stream {
   __device__ void init_barriers() const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < kBuffers; ++i) {
-        barrier_init(shared_.full + i, kWarps);
-        barrier_init(shared_.empty + i, chunks());
+        barrier_init(shared_.full + i, kWarps * kWarpArrivals);
+        barrier_init(shared_.empty + i, chunks() * kWarpArrivals);
       }
       for (int i = 0; i < 2; ++i) {
         barrier_init(shared_.complete + i, 1);
-        barrier_init(shared_.taken + i, static_cast<int>(cluster_size()));
+        barrier_init(shared_.taken + i, static_cast<int>(cluster_size()) * kWarpArrivals);
       }
       barrier_init_fence();
     }
@@ -284,8 +285,7 @@ class Stream {
           shared_.factors[(buffer * kWarps + warp_id()) * kTokens + 8 * n + lane_id() / 4] =
               factors[n];
     }
-    __syncwarp();
-    if (lane_id() == 0) barrier_arrive(shared_.full + buffer);
+    warp_arrive(shared_.full + buffer);
   }
 
   /// Sums of a turn, 32 groups of 4 to a warp; another one's turn it is each time.
@@ -318,8 +318,7 @@ class Stream {
       else
         send(at.slice, (at.strip - at.round + strip) * kStripRows + row, quad, nth % 2, sum);
     }
-    __syncwarp();
-    if (lane_id() == 0) barrier_arrive(shared_.empty + buffer);
+    warp_arrive(shared_.empty + buffer);
     if (!is_split() || chunk > 0) return;
     // Half a round later the round before is long complete, and the one after has half a round to
     // learn of it.
@@ -408,12 +407,8 @@ class Stream {
       const int round_row = first_row + row;
       write(round + round_row / kStripRows, round_row % kStripRows, quad, sum);
     }
-    __syncwarp();
     // Whoever still has two rounds to go waits for this.
-    if (round + 2 * kRound<kTokenTiles> < share_.end &&
-        lane_id() < static_cast<int>(cluster_size()))
-      arrive_in_rank(address_in_rank(shared_address(shared_.taken + nth % 2),
-                                     static_cast<unsigned>(lane_id())));
+    if (round + 2 * kRound<kTokenTiles> < share_.end) warp_arrive_in_ranks(shared_.taken + nth % 2);
   }
 
   /// A row's sums times the scales that are left.
