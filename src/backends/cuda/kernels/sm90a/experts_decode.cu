@@ -16,13 +16,12 @@
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/async_copy.cuh"
-#include "backends/cuda/device/bf16_parts.cuh"
+#include "backends/cuda/device/decode_results.cuh"
 #include "backends/cuda/device/decode_unit.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/expert_tiles.cuh"
 #include "backends/cuda/device/expert_walk.cuh"
 #include "backends/cuda/device/grid_sync.cuh"
-#include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 #include "backends/cuda/launch/experts_decode_layout.h"
 
@@ -36,7 +35,7 @@ static_assert(kFetcher + 1 == kDecodeWarps);
 
 // Named barriers; 0 is __syncthreads().
 constexpr int kOutputsAreWritten = 1;  // of adders and the watcher
-constexpr int kGridIsDone = 2;         // of the watcher and stream warps
+constexpr int kGridIsDone = 2;         // which stream warps wait for and the watcher says
 constexpr int kOutputThreads = (kAdders + 1) * kWarp;
 constexpr int kGridThreads = (1 + kStreamWarps) * kWarp;
 
@@ -120,7 +119,9 @@ class Decoder {
     named_sync(kOutputsAreWritten, kOutputThreads);
     if (warp_ != kWatcher) return;
     finish_grid();
-    named_sync(kGridIsDone, kGridThreads);
+    // The watcher has seen the grid's outputs, which is all that the stream warps wait for; it has
+    // nothing to wait for itself.
+    named_arrive(kGridIsDone, kGridThreads);
   }
 
  private:
@@ -340,12 +341,10 @@ class Decoder {
   // ---- results ----
 
   using Totals = float[kGroups][4];
-  struct GlobalScales {
-    float low, high;
-  };
 
   // Adds the units of every group, in order of columns, for one of its slabs.
   __device__ void add_up(int slab) const {
+    const DecodeResults<kParts> results(args_, tables_.sorted);
     Walk at = walk();
     Totals totals = {};
     GlobalScales scales = {};
@@ -355,7 +354,7 @@ class Decoder {
       const int handed = min(left, kStreamWarps);
       for (int i = 0; i < handed;) {
         const TokenTile tile = tables_.tiles[at.tile()];
-        if (at.chunk() == 0) scales = global_scales(at, tile.expert);
+        if (at.chunk() == 0) scales = results.scales_of(is_first(at), tile.expert);
         // No further than the group: later units may wait for its results.
         const int n = min(handed - i, at.chunks() - at.chunk());
         Barrier* units = handed_over_ + round % kSumRounds * kStreamWarps + i;
@@ -368,7 +367,7 @@ class Decoder {
         add_units(sums_at(round, i, slab), n, (tile.count + 7) / 8, totals);
         i += n;
         if (at.chunk() + n == at.chunks()) {
-          finish_slab(at, tile, slab, scales, totals);
+          results.finish(is_first(at), at.group() * 2 + slab, tile, scales, totals);
           if (is_first(at) && args_.second) {
             __syncwarp();
             ++ended;
@@ -386,11 +385,6 @@ class Decoder {
   }
   __device__ bool is_first(const Walk& at) const { return args_.first && at.pass_number() == 0; }
 
-  __device__ GlobalScales global_scales(const Walk& at, int expert) const {
-    if (is_first(at)) return {args_.w.gate_scales[expert], args_.w.up_scales[expert]};
-    return {args_.w.down_scales[expert], args_.w.down_scales[expert]};
-  }
-
   __device__ static void add_units(const float4* from, int units, int groups, Totals& totals) {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
@@ -402,51 +396,6 @@ class Decoder {
         totals[g][2] += sum.z, totals[g][3] += sum.w;
       }
     }
-  }
-
-  // Scales the sums of slab `half` of a group and hands them on.
-  __device__ void finish_slab(const Walk& at, const TokenTile& tile, int half,
-                              const GlobalScales& scales, const Totals& totals) const {
-    const InputRows& inputs = is_first(at) ? args_.inputs : args_.middle;
-    const int slab = at.group() * 2 + half;
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int token = g * 8 + lane_ % 4 * 2 + i;
-        if (token >= tile.count) continue;
-        const int slot = tables_.sorted[tile.first + token];
-        float unit = kPackedUnit;
-        if (inputs.row_scales != nullptr) unit *= inputs.row_scales[slot / inputs.slots_per_row];
-        const float low = totals[g][i] * (scales.low * unit);
-        const float high = totals[g][2 + i] * (scales.high * unit);
-        if (is_first(at))
-          store_hidden(slab, slot, low, high);
-        else
-          store_output(slab, slot, low, high);
-      }
-  }
-
-  // All scales are in before the clamp.
-  __device__ void store_hidden(int slab, int slot, float gate, float up) const {
-    float h = swiglu_value(gate, up, args_.routed.limit);
-    if (args_.routed.weight_first) h *= args_.routed.weights[slot];
-    const int col = slab * 8 + lane_ / 4;
-    if (!args_.second) {
-      if (col < args_.w.inner) args_.hidden[std::int64_t{slot} * args_.w.inner + col] = h;
-      return;
-    }
-    const int padded = padded_to(args_.w.inner, kChunkCols);
-    store_parts(args_.middle.values + std::int64_t{slot} * kParts * padded +
-                    decode_input_place(col, kParts),
-                kParts, kChunkCols, h);
-  }
-
-  __device__ void store_output(int slab, int slot, float low, float high) const {
-    const int row = slab * 16 + lane_ / 4;
-    float* at = args_.outputs + std::int64_t{slot} * args_.w.hidden + row;
-    if (row < args_.w.hidden) __stcg(at, low);
-    if (row + 8 < args_.w.hidden) __stcg(at + 8, high);
   }
 
   // One warp: returns when all outputs of the grid are written.
