@@ -49,6 +49,10 @@ bool has_hc_pre_norm(int hc, int width);
 /// hc_post where there is an update, then hc_pre, then rms_norm of its output.
 void hc_pre_norm(const HcPreNormArgs& args, cudaStream_t stream);
 
+/// The same of many tokens; the bits are those of a launch for each. Part of hc_pre_norm().
+bool has_hc_pre_norm_rows(const HcPreNormArgs& args);
+void hc_pre_norm_rows(const HcPreNormArgs& args, cudaStream_t stream);
+
 struct HcHeadArgs {
   const float* streams = nullptr;  // [rows, hc, width]; width a multiple of 4
   const float* fn = nullptr;       // [hc, hc * width]
