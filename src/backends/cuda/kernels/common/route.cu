@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// route: scores, choice and weights of the experts, a warp per token.
+// route: scores, choice and weights of the experts, a block per token: all of its threads find the
+// scores, and its first warp chooses.
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
@@ -9,64 +10,78 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
+constexpr int kThreads = 256;
 
-// The id that lane i < k chooses: the i-th largest key, the lowest id among equals. `keys` is used
-// up: a lane reads and clears only its own experts.
-__device__ int choose(const RouteArgs& args, unsigned* keys) {
+// The id that lane i < k chooses: the i-th largest key, the lowest id among equals. A lane holds
+// the keys of every 32nd expert, up to kPerLane.
+template <int kPerLane>
+__device__ int choose(const RouteArgs& args, const unsigned* all) {
   const int lane = lane_id();
+  unsigned keys[kPerLane];
+#pragma unroll
+  for (int j = 0; j < kPerLane; ++j)
+    keys[j] = lane + j * kWarp < args.experts ? all[lane + j * kWarp] : 0;
   int mine = 0;
   for (int i = 0; i < args.k; ++i) {
     unsigned best = 0;
     int id = args.experts;
-    for (int e = lane; e < args.experts; e += kWarp) {
-      const unsigned key = keys[e];
-      if (key > best) id = e;  // the first of equals
-      best = max(best, key);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      if (keys[j] > best) id = lane + j * kWarp;  // the first of equals
+      best = max(best, keys[j]);
     }
     const unsigned largest = __reduce_max_sync(kAllLanes, best);
     id = static_cast<int>(
         __reduce_min_sync(kAllLanes, static_cast<unsigned>(best == largest ? id : args.experts)));
     id = min(id, args.experts - 1);
-    if (id % kWarp == lane) keys[id] = 0;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j)
+      if (lane + j * kWarp == id) keys[j] = 0;
     if (i == lane) mine = id;
   }
   return mine;
 }
 
-__global__ void route_kernel(RouteArgs args) {
-  extern __shared__ float shared[];  // [kWarpsPerBlock][2][experts]: scores; biases, then keys
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads) route_kernel(RouteArgs args) {
+  __shared__ float scores[kPerLane * kWarp];
+  __shared__ unsigned keys[kPerLane * kWarp];
+  constexpr int kPerThread = (kPerLane * kWarp + kThreads - 1) / kThreads;
   let_next_start();
-  const int t = static_cast<int>(blockIdx.x) * kWarpsPerBlock + warp_id();
-  const bool is_row = t < args.rows;
+  const long long t = blockIdx.x;
   const int lane = lane_id();
-  float* score = shared + 2 * warp_id() * args.experts;
-  float* bias = score + args.experts;
-  auto* keys = reinterpret_cast<unsigned*>(bias);
   int id = 0;
-  if (args.bias != nullptr)
-    for (int e = lane; e < args.experts; e += kWarp) bias[e] = args.bias[e];
-  else if (is_row && lane < args.k)
-    id = args.hash_table[static_cast<long long>(args.token_ids[t]) * args.k + lane];
-  wait_for_previous();
-  if (!is_row) return;
-  const float* logits = args.logits + static_cast<long long>(t) * args.experts;
-#pragma unroll 8
-  for (int e = lane; e < args.experts; e += kWarp) {
-    score[e] = sqrt_softplus(logits[e]);
-    if (args.bias != nullptr) keys[e] = ordered_key(score[e] + bias[e]);
+  float bias[kPerThread] = {};
+  if (args.bias == nullptr) {
+    if (lane < args.k)
+      id = args.hash_table[static_cast<long long>(args.token_ids[t]) * args.k + lane];
+  } else {
+#pragma unroll
+    for (int j = 0; j < kPerThread; ++j) {
+      const int e = static_cast<int>(threadIdx.x) + j * kThreads;
+      if (e < args.experts) bias[j] = args.bias[e];
+    }
   }
-  if (args.bias != nullptr) id = choose(args, keys);
-  __syncwarp();
+  wait_for_previous();
+  const float* logits = args.logits + t * args.experts;
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int e = static_cast<int>(threadIdx.x) + j * kThreads;
+    if (e >= args.experts) continue;
+    scores[e] = sqrt_softplus(logits[e]);
+    keys[e] = ordered_key(scores[e] + bias[j]);
+  }
+  __syncthreads();
+  if (warp_id() > 0) return;
+  if (args.bias != nullptr) id = choose<kPerLane>(args, keys);
 
   // The bias selects only: weights are of the unbiased scores, summed in order of choice.
-  const float chosen = score[id];
+  const float chosen = scores[id];
   float total = 0;
   for (int i = 0; i < args.k; ++i) total += __shfl_sync(kAllLanes, chosen, i);
   if (lane < args.k) {
-    const long long at = static_cast<long long>(t) * args.k + lane;
-    args.ids[at] = id;
-    args.weights[at] = chosen / total * args.scale;
+    args.ids[t * args.k + lane] = id;
+    args.weights[t * args.k + lane] = chosen / total * args.scale;
   }
 }
 
@@ -74,11 +89,13 @@ __global__ void route_kernel(RouteArgs args) {
 
 void route(const RouteArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  const auto blocks = static_cast<unsigned>((args.rows + kWarpsPerBlock - 1) / kWarpsPerBlock);
-  const std::size_t shared =
-      static_cast<std::size_t>(kWarpsPerBlock * 2 * args.experts) * sizeof(float);
-  launch(route_kernel, {.grid = blocks, .block = kWarpsPerBlock * kWarp, .shared = shared}, stream,
-         args);
+  const LaunchShape shape{.grid = static_cast<unsigned>(args.rows), .block = kThreads};
+  if (args.experts <= 8 * kWarp)
+    launch(route_kernel<8>, shape, stream, args);
+  else if (args.experts <= 12 * kWarp)
+    launch(route_kernel<12>, shape, stream, args);
+  else
+    launch(route_kernel<kMaxExperts / kWarp>, shape, stream, args);
 }
 
 }  // namespace quatrain::cuda
