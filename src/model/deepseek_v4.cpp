@@ -169,41 +169,38 @@ void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerC
 
   // One latent per token is key and value of every head.
   const CacheGrid latent_grid = numerics_.sim ? CacheGrid::kLatent : CacheGrid::kNone;
-  step.ops.norm_rope({.rows = {{{.x = qr, .weight = a.q_norm},
-                                {.x = kv,
-                                 .weight = a.kv_norm,
-                                 .inv_freq = inv_freq,
-                                 .grid = latent_grid,
-                                 .rope_dim = config_.rope_dim}}},
-                      .count = 2,
-                      .eps = eps,
-                      .positions = batch.positions});
+  const op::NormRope low_ranks{.rows = {{{.x = qr, .weight = a.q_norm},
+                                         {.x = kv,
+                                          .weight = a.kv_norm,
+                                          .inv_freq = inv_freq,
+                                          .grid = latent_grid,
+                                          .rope_dim = config_.rope_dim}}},
+                               .count = 2,
+                               .eps = eps,
+                               .positions = batch.positions};
+  if (w.ratio == 0) {
+    step.ops.norm_rope(low_ranks);
+  } else {
+    op::AttentionInputs inputs{.rows = low_ranks, .compressors = {}, .count = 1};
+    inputs.compressors[0] =
+        compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, entry);
+    if (w.ratio == 4)
+      inputs.compressors[1] = compress(step, a.indexer.compressor, cache.index_compressor,
+                                       cache.index_keys, CacheGrid::kIndex, key);
+    inputs.count = w.ratio == 4 ? 2 : 1;
+    step.ops.attention_inputs(inputs);
+  }
 
-  // Queries are normalised per head without a weight, those of the indexer not at all.
+  // Queries are normalised per head without a weight, those of the indexer not at all: attention
+  // and the choice of entries see to it.
   Tensor q = step.make({tokens, heads, n}), index_q;
   op::Linears of_qr{.x = qr};
   of_qr.add(*a.wq_b, q.reshaped({tokens, heads * n}));
-  op::AttentionInputs inputs{.queries = {.rows = {{{.x = q, .inv_freq = inv_freq}}},
-                                         .eps = eps,
-                                         .positions = batch.positions}};
   if (w.ratio == 4) {
     index_q = step.make({tokens, config_.index_num_heads, config_.index_head_dim});
     of_qr.add(*a.indexer.wq_b, index_q.reshaped({tokens, a.indexer.wq_b->rows}));
-    inputs.queries.rows[1] = {.x = index_q,
-                              .norm = false,
-                              .inv_freq = inv_freq,
-                              .grid = numerics_.sim ? CacheGrid::kIndex : CacheGrid::kNone};
-    inputs.queries.count = 2;
   }
   step.ops.linears(of_qr);
-  if (w.ratio > 0)
-    inputs.compressors[0] =
-        compress(step, a.compressor, cache.compressor, cache.entries, CacheGrid::kLatent, entry);
-  if (w.ratio == 4)
-    inputs.compressors[1] = compress(step, a.indexer.compressor, cache.index_compressor,
-                                     cache.index_keys, CacheGrid::kIndex, key);
-  inputs.count = w.ratio == 0 ? 0 : w.ratio == 4 ? 2 : 1;
-  step.ops.attention_inputs(inputs);
   Tensor selected;
   if (w.ratio == 4) selected = select_entries(step, cache, index_q, head_weights);
 
@@ -217,7 +214,9 @@ void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerC
                   .selected = selected,
                   .sinks = a.sinks,
                   .inv_freq = inv_freq,  // values carried their rotation into the output
-                  .out = o}});
+                  .out = o},
+       .queries = {
+           .rows = {{{.x = q, .inv_freq = inv_freq}}}, .eps = eps, .positions = batch.positions}});
 
   Tensor u = step.make({tokens, groups, config_.o_lora_rank});
   step.ops.grouped_linear(
@@ -229,12 +228,20 @@ void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerC
 // The lightning indexer: keys of its own compressor, rotated queries from qr, head weights from x.
 Tensor DeepseekV4::select_entries(const Step& step, const LayerCache& cache, Tensor q,
                                   Tensor head_weights) const {
+  if (numerics_.sim)
+    step.ops.norm_rope({.rows = {{{.x = q,
+                                   .norm = false,
+                                   .inv_freq = weights_.compress_inv_freq,
+                                   .grid = CacheGrid::kIndex}}},
+                        .eps = 0,
+                        .positions = step.batch.positions});
   Tensor selected = step.arena.make(DType::kI32, {step.rows(), config_.index_topk});
   step.ops.index_select({.batch = step.batch,
                          .q = q,
                          .weights = head_weights,
                          .keys = cache.index_keys,
-                         .selected = selected});
+                         .selected = selected,
+                         .inv_freq = numerics_.sim ? Tensor() : weights_.compress_inv_freq});
   return selected;
 }
 

@@ -129,6 +129,8 @@ void check_shapes(const op::IndexSelect& a) {
   expect_pool(a.kName, a.keys, index_row(a.keys.rows, a.q.dim(2)));
   expect(a.kName, "weights", a.weights, {a.q.dim(0), a.q.dim(1)});
   expect(a.kName, "selected", a.selected, {a.q.dim(0), a.selected.dim(1)});
+  QT_CHECK(!a.inv_freq || 2 * a.inv_freq.dim(0) <= a.q.dim(2),
+           "index_select: {} pairs in rows of {}", a.inv_freq.dim(0), a.q.dim(2));
 }
 
 void check_shapes(const op::Attend& a) {
@@ -231,7 +233,7 @@ void check_shapes(const op::HcPostPreNorm& a) {
 }
 
 void check_shapes(const op::AttentionInputs& a) {
-  check_shapes(a.queries);
+  check_shapes(a.rows);
   QT_CHECK(a.count >= 0 && a.count <= a.kMost, "attention_inputs: of {} compressors", a.count);
   for (int i = 0; i < a.count; ++i) check_shapes(a.compressors[static_cast<std::size_t>(i)]);
 }
@@ -239,6 +241,10 @@ void check_shapes(const op::AttentionInputs& a) {
 void check_shapes(const op::AttendStore& a) {
   check_shapes(a.attend);
   check_shapes(a.store());
+  if (a.queries.count == 0) return;
+  check_shapes(a.queries);
+  QT_CHECK(a.queries.count == 1 && a.queries.rows[0].x.data() == a.attend.q.data(),
+           "attend_store: norm_rope of other rows than the queries");
 }
 
 void CheckOps::after(const OpCall& call) {

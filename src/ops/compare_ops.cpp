@@ -291,6 +291,7 @@ op::IndexSelect mirrored(op::IndexSelect a, M& m) {
   a.weights = m.in(a.weights);
   a.keys.rows = m.state(a.keys.rows, row_width(a.q));
   a.selected = m.chosen("selected", a.selected);
+  a.inv_freq = m.constant(a.inv_freq);
   return a;
 }
 
@@ -410,7 +411,7 @@ op::NormRope mirrored(op::NormRope a, M& m) {
 
 template <class M>
 op::AttentionInputs mirrored(op::AttentionInputs a, M& m) {
-  a.queries = mirrored(a.queries, m);
+  a.rows = mirrored(a.rows, m);
   for (int i = 0; i < a.count; ++i) {
     auto& compressor = a.compressors[static_cast<std::size_t>(i)];
     compressor = mirrored(compressor, m);
@@ -420,7 +421,14 @@ op::AttentionInputs mirrored(op::AttentionInputs a, M& m) {
 
 template <class M>
 op::AttendStore mirrored(const op::AttendStore& a, M& m) {
-  op::AttendStore mirror{.attend = mirrored(a.attend, m)};
+  op::AttendStore mirror{.attend = mirrored(a.attend, m), .queries = a.queries};
+  if (a.queries.count > 0) {
+    auto& rows = mirror.queries.rows[0];
+    rows.x = mirror.attend.q;
+    rows.weight = m.constant(rows.weight);
+    rows.inv_freq = m.constant(rows.inv_freq);
+    mirror.queries.positions = mirror.attend.batch.positions;
+  }
   mirror.attend.ring = m.written("ring", a.attend.ring, row_width(a.attend.latents));
   return mirror;
 }

@@ -174,7 +174,7 @@ OpCost cost_of(const op::NormRope& a, std::int64_t) {
 }
 
 OpCost cost_of(const op::AttentionInputs& a, std::int64_t context) {
-  OpCost cost = cost_of(a.queries, context);
+  OpCost cost = cost_of(a.rows, context);
   for (int i = 0; i < a.count; ++i) {
     const OpCost more = cost_of(a.compressors[static_cast<std::size_t>(i)], context);
     cost.bytes += more.bytes;
@@ -185,7 +185,8 @@ OpCost cost_of(const op::AttentionInputs& a, std::int64_t context) {
 
 OpCost cost_of(const op::AttendStore& a, std::int64_t context) {
   const OpCost attend = cost_of(a.attend, context), store = cost_of(a.store(), context);
-  return {.bytes = attend.bytes + store.bytes, .flops = attend.flops};
+  const OpCost queries = cost_of(a.queries, context);  // which have to be read once
+  return {.bytes = attend.bytes + store.bytes, .flops = attend.flops + queries.flops};
 }
 
 OpCost cost_of(const op::AddToStreams& a, std::int64_t) {

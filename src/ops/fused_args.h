@@ -110,25 +110,28 @@ struct NormRope {
   }
 };
 
-// What attention needs beside the latents: norm_rope of the queries, and up to two compressors
+// What becomes of the projections of x: norm_rope of the queries' low rank and the latents, and up
+// to two compressors
 struct AttentionInputs {
   static constexpr const char* kName = "attention_inputs";
-  NormRope queries;
+  NormRope rows;
   static constexpr int kMost = 2;
   std::array<Compress, kMost> compressors{};
   int count = 0;
   template <class F>
   void fields(F&& f) const {
-    queries.fields(f);
+    rows.fields(f);
     if (count > 0) compressors[0].fields(f);
     if (count > 1) compressors[1].fields(f);
   }
 };
 
-// attend, then kv_store of its latents into its ring
+// norm_rope of the queries, attend, then kv_store of its latents into its ring; the queries may be
+// overwritten
 struct AttendStore {
   static constexpr const char* kName = "attend_store";
   Attend attend;
+  NormRope queries = {.rows = {}, .count = 0, .positions = {}};  // of attend.q; count 0: none
   KvStore store() const {
     return {.batch = attend.batch, .latents = attend.latents, .ring = attend.ring};
   }

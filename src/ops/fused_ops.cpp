@@ -37,11 +37,12 @@ void Ops::norm_rope(const op::NormRope& args) {
 }
 
 void Ops::attention_inputs(const op::AttentionInputs& args) {
-  norm_rope(args.queries);
+  norm_rope(args.rows);
   for (int i = 0; i < args.count; ++i) compress(args.compressors[static_cast<std::size_t>(i)]);
 }
 
 void Ops::attend_store(const op::AttendStore& args) {
+  if (args.queries.count > 0) norm_rope(args.queries);
   attend(args.attend);
   kv_store(args.store());
 }

@@ -227,14 +227,16 @@ struct Compress {
 };
 
 // score[w] = Σ_h weights[t,h]·(n_i^-½ H_i^-½)·ReLU(q[t,h]·key_w) for w < ⌊(t+1)/r⌋ (2.7);
-// selected = the top-k by score (lowest index first among equals), ascending, then −1.
+// selected = the top-k by score (lowest index first among equals), ascending, then −1. With
+// inv_freq the queries are rotated first, and may be overwritten.
 struct IndexSelect {
   static constexpr const char* kName = "index_select";
   Batch batch;
-  Tensor q;         // [T, H_i, n_i]
-  Tensor weights;   // [T, H_i]
-  RowPool keys;     // [.., n_i]
-  Tensor selected;  // I32 [T, topk]
+  Tensor q;              // [T, H_i, n_i]
+  Tensor weights;        // [T, H_i]
+  RowPool keys;          // [.., n_i]
+  Tensor selected;       // I32 [T, topk]
+  Tensor inv_freq = {};  // F32 [rope_dim / 2], or empty for queries that are rotated
   template <class F>
   void fields(F&& f) const {
     f.in("q", q);

@@ -89,6 +89,7 @@ TEST(Traps, Trap04EachLayerKindHasItsOwnFrequencies) {
   };
   watched.spy.on_rope = [&](const op::Rope& a) { check(a.inv_freq); };
   watched.spy.on_compress = [&](const op::Compress& a) { check(a.inv_freq); };
+  watched.spy.on_index_select = [&](const op::IndexSelect& a) { check(a.inv_freq); };
   watched.spy.on_attend = [&](const op::Attend& a) { check(a.inv_freq); };
   // The queries of layers 0 and 1 at a position where the two differ widely.
   std::vector<float> before, after;

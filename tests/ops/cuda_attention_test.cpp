@@ -152,6 +152,7 @@ TEST_F(CudaKvStore, RingsHoldTheLastRowsInF16) {
 struct Indexer {
   std::int64_t heads, width, topk;
   bool ties;  // small integers: every sum is exact on both backends and many scores are equal
+  bool rotates = false;
 
   std::vector<float> data(int kind, std::int64_t slot, std::int64_t i, std::int64_t n) const {
     std::vector<float> out = normals(kind, slot, i, n);
@@ -181,11 +182,13 @@ class CudaIndexSelect : public CudaTest {
                            return x.data(7, s, p, x.heads);
                          }));
     const Ints selected(ops, {rows, x.topk});
+    const Floats inv_freq(ops, {4}, {1.0f, 0.1f, 0.01f, 0.001f});
     ops.index_select({.batch = step.batch(),
                       .q = q,
                       .weights = weights,
                       .keys = {.rows = keys, .ratio = 4},
-                      .selected = selected});
+                      .selected = selected,
+                      .inv_freq = x.rotates ? Tensor(inv_freq) : Tensor()});
     return selected.values();
   }
 
@@ -210,7 +213,7 @@ TEST_F(CudaIndexSelect, SelectionEqualsTheCpus) {
 
 TEST_F(CudaIndexSelect, SelectionDoesNotDependOnTheBatch) {
   reserve_context(kBlocks * 128);
-  const Indexer x = {64, 128, 64, false};
+  const Indexer x = {64, 128, 64, false, true};
   const auto all = run(gpu(), x, {{0, 700, 33}, {-1, 0, 1}, {2, 3000, 3}});
   for (const std::int64_t r : {0, 16, 32})
     EXPECT_EQ(run(gpu(), x, {{0, 700 + r, 1}}), rows_of(all, r, 1, x.topk));

@@ -127,14 +127,14 @@ std::vector<std::vector<float>> attention_inputs(Ops& ops, const std::vector<Chu
     frequencies[i] = std::pow(160000.0f, -static_cast<float>(i) / 32);
   const Floats inv_freq(ops, {32}, frequencies);
   const CompressorArrays entry(ops, step, ratio, 512, 10), key(ops, step, 4, 128, 20);
-  op::AttentionInputs args{.queries = {.rows = {{{.x = q, .inv_freq = inv_freq}}},
-                                       .eps = 1e-6f,
-                                       .positions = step.batch().positions},
+  op::AttentionInputs args{.rows = {.rows = {{{.x = q, .inv_freq = inv_freq}}},
+                                    .eps = 1e-6f,
+                                    .positions = step.batch().positions},
                            .compressors = {entry.args(step, inv_freq)},
                            .count = 1};
   if (ratio == 4) {
-    args.queries.rows[1] = {.x = index_q, .norm = false, .inv_freq = inv_freq};
-    args.queries.count = 2;
+    args.rows.rows[1] = {.x = index_q, .norm = false, .inv_freq = inv_freq};
+    args.rows.count = 2;
     args.compressors[1] = key.args(step, inv_freq);
     args.count = 2;
   }
@@ -172,27 +172,49 @@ TEST_F(CudaFused, AttentionInputsAreTheBitsOfTheirParts) {
 // ---- attend_store ----
 
 TEST_F(CudaFused, AttendStoreAttendsAndStoresAsItsParts) {
+  StepLimits limits = roomy_limits();
+  limits.rows = 80;
+  reserve(limits);
   const std::int64_t n = 512, heads = 20, window = 128;
   const std::vector<Chunk> decode = {{0, 3, 1}, {-1, 0, 1}, {2, 127, 1}, {1, 300, 1}, {-1, 0, 2}};
   const std::vector<Chunk> chunked = {{0, 3, 2}, {-1, 0, 1}, {2, 120, 9}, {1, 7, 1}};
-  for (const auto& chunks : {decode, chunked}) {
+  const std::vector<Chunk> many = {{0, 0, 70}};
+  struct Case {
+    std::vector<Chunk> chunks;
+    bool has_queries, has_entries;
+  };
+  for (const Case& c : {Case{decode, false, false},
+                        {decode, true, false},
+                        {decode, true, true},
+                        {chunked, false, false},
+                        {chunked, true, true},
+                        {many, true, false},
+                        {many, true, true}}) {
+    SCOPED_TRACE(fmt::format("{} chunks, queries {}, entries {}", c.chunks.size(), c.has_queries,
+                             c.has_entries));
     const auto run = [&](bool in_parts) {
-      const Step step(gpu(), chunks, kSlots);
+      const Step step(gpu(), c.chunks, kSlots);
       const std::int64_t rows = step.rows();
       const Floats q(gpu(), {rows, heads, n}, Random(31).normals(rows * heads * n));
       const Floats latents(gpu(), {rows, n}, Random(32).normals(rows * n));
       const Floats sinks(gpu(), {heads}, Random(33).normals(heads)), out(gpu(), {rows, heads, n});
       const Floats inv_freq(gpu(), {2}, {1.0f, 0.01f});
       const CacheArray ring(gpu(), {kSlots, window, n}, Random(34).normals(kSlots * window * n));
-      const op::AttendStore args{.attend = {.batch = step.batch(),
-                                            .q = q,
-                                            .latents = latents,
-                                            .ring = ring,
-                                            .entries = {},
-                                            .selected = {},
-                                            .sinks = sinks,
-                                            .inv_freq = inv_freq,
-                                            .out = out}};
+      const CacheArray pool(gpu(), {step.pool_blocks, n}, Random(35).normals(step.pool_blocks * n));
+      op::AttendStore args{.attend = {.batch = step.batch(),
+                                      .q = q,
+                                      .latents = latents,
+                                      .ring = ring,
+                                      .entries = {.rows = pool, .ratio = 128},
+                                      .selected = {},
+                                      .sinks = sinks,
+                                      .inv_freq = inv_freq,
+                                      .out = out}};
+      if (!c.has_entries) args.attend.entries = {};
+      if (c.has_queries)
+        args.queries = {.rows = {{{.x = q, .inv_freq = inv_freq}}},
+                        .eps = 1e-6f,
+                        .positions = step.batch().positions};
       in_step([&] {
         if (in_parts)
           gpu().Ops::attend_store(args);

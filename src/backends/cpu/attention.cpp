@@ -39,6 +39,8 @@ void CpuOps::score_keys(const op::IndexSelect& args, std::int64_t r, std::int64_
 }
 
 void CpuOps::index_select(const op::IndexSelect& args) {
+  if (args.inv_freq)
+    rope({.x = args.q, .positions = args.batch.positions, .inv_freq = args.inv_freq});
   const Batch& batch = args.batch;
   const std::int64_t topk = args.selected.dim(1);
   // Entries that row r chooses among; its ids when there is nothing to choose.

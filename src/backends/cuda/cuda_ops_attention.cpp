@@ -45,15 +45,15 @@ cuda::CompressArgs CudaOps::kernel_args(const op::Compress& args) {
 void CudaOps::compress(const op::Compress& args) { cuda::compress(kernel_args(args), stream_); }
 
 void CudaOps::attention_inputs(const op::AttentionInputs& args) {
-  const std::int64_t rows = args.queries.positions.dim(0);
-  if (rows > cuda::kMaxAttentionInputRows || !has_norm_rope(args.queries))
+  const std::int64_t rows = args.rows.positions.dim(0);
+  if (rows > cuda::kMaxAttentionInputRows || !has_norm_rope(args.rows))
     return Ops::attention_inputs(args);
   cuda::AttentionInputsArgs all{
-      .queries = kernel_args(args.queries), .compressors = {}, .count = args.count};
+      .norm_rope = kernel_args(args.rows), .compressors = {}, .count = args.count};
   for (int i = 0; i < args.count; ++i)
     all.compressors[i] = kernel_args(args.compressors[static_cast<std::size_t>(i)]);
   cuda::attention_inputs(all, stream_);
-  round_to_grids(args.queries);
+  round_to_grids(args.rows);
 }
 
 void CudaOps::index_select(const op::IndexSelect& args) {
@@ -62,18 +62,24 @@ void CudaOps::index_select(const op::IndexSelect& args) {
            "index keys of width {}; expected a multiple of 8 up to {}", width,
            cuda::kMaxIndexWidth);
   QT_CHECK_EQ(args.keys.ratio, 4, "tokens per index key");
-  cuda::index_select({.batch = view_of(args.batch),
-                      .q = f32(args.q),
-                      .weights = f32(args.weights),
-                      .keys = view_of(args.keys, CacheContent::kIndexKeys, width),
-                      .heads = extent(args.q, 1),
-                      .width = width,
-                      .topk = extent(args.selected, 1),
-                      .scores = static_cast<float*>(index_scores_.data()),
-                      .score_rows = as_int(index_score_rows_),
-                      .score_columns = as_int(limits_.context / 4 + 1),
-                      .selected = i32(args.selected)},
-                     stream_);
+  cuda::IndexSelectArgs launch{.batch = view_of(args.batch),
+                               .q = f32(args.q),
+                               .weights = f32(args.weights),
+                               .keys = view_of(args.keys, CacheContent::kIndexKeys, width),
+                               .heads = extent(args.q, 1),
+                               .width = width,
+                               .topk = extent(args.selected, 1),
+                               .scores = static_cast<float*>(index_scores_.data()),
+                               .score_rows = as_int(index_score_rows_),
+                               .score_columns = as_int(limits_.context / 4 + 1),
+                               .selected = i32(args.selected)};
+  if (args.inv_freq && cuda::has_index_scores_f16(launch)) {
+    launch.inv_freq = f32(args.inv_freq);
+    launch.pairs = extent(args.inv_freq, 0);
+  } else if (args.inv_freq) {
+    rope({.x = args.q, .positions = args.batch.positions, .inv_freq = args.inv_freq});
+  }
+  cuda::index_select(launch, stream_);
 }
 
 cuda::AttendArgs CudaOps::kernel_args(const op::Attend& args) {
@@ -105,15 +111,23 @@ void CudaOps::attend(const op::Attend& args) {
   cuda::attend_latent(launch, stream_);
 }
 
-// A row alone in its sequence does not read the place in the ring that it is stored at.
 void CudaOps::attend_store(const op::AttendStore& args) {
   cuda::AttendArgs launch = kernel_args(args.attend);
-  launch.stores = true;
-  if (!args.attend.batch.is_decode || !cuda::has_attend_latent(launch))
-    return Ops::attend_store(args);
+  if (!cuda::has_attend_latent(launch)) return Ops::attend_store(args);
   QT_CHECK(args.attend.batch.rows() <= limits_.rows, "a step of {} rows, where {} were reserved",
            args.attend.batch.rows(), limits_.rows);
+  if (args.queries.count > 0) {
+    // The kernel turns queries by the angles that it turns the output back by.
+    const op::NormRope::Rows& q = args.queries.rows[0];
+    launch.norms_queries = q.norm && !q.weight && q.grid == CacheGrid::kNone && q.inv_freq &&
+                           q.inv_freq.data() == args.attend.inv_freq.data();
+    launch.query_eps = args.queries.eps;
+    if (!launch.norms_queries) norm_rope(args.queries);
+  }
+  // A row alone in its sequence does not read the place in the ring that it is stored at.
+  launch.stores = args.attend.batch.is_decode;
   cuda::attend_latent(launch, stream_);
+  if (!launch.stores) kv_store(args.store());
 }
 
 void CudaOps::route(const op::Route& args) {

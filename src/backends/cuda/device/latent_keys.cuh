@@ -12,13 +12,22 @@ namespace quatrain::cuda::latent {
 
 inline constexpr int kWidth = kLatentWidth;
 inline constexpr int kTileKeys = 64;
-inline constexpr int kWarps = 8;  // of a block
+inline constexpr int kFewRows = 4;  // of a sequence in a step: a decode step
+inline constexpr int kWarps = 8;    // of a block
 inline constexpr int kKeysPerWarp = kTileKeys / kWarps;
 inline constexpr int kChunks = kWidth / 8;  // of 16 bytes in a row
 inline constexpr int kPanelBytes = kTileKeys * kPanelRowBytes;
 inline constexpr int kTileBytes = kWidth / kPanelColumns * kPanelBytes;
 
 // ---- which keys a row has, and where they are ----
+
+// Does the row's sequence bring at most kFewRows rows to this step? For rows that are no padding.
+__device__ inline bool is_few(const BatchView& batch, int r) {
+  const int first = batch.first_rows[r];
+  const int after = first + kFewRows;
+  return after >= batch.rows || batch.slots[after] != batch.slots[r] ||
+         batch.first_rows[after] != first;
+}
 
 struct RowKeys {
   int window_begin;  // first position

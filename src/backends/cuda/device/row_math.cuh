@@ -18,12 +18,12 @@ __device__ inline float2 rotation(int position, float inv_freq, bool inverse) {
   return {c, inverse ? -s : s};
 }
 
-/// Rotates the pair at `pair` by (cos, sin).
+/// Rotates the pair at `pair` by (cos, sin), to the same bits wherever it is inlined.
 __device__ inline void rotate_pair(float* pair, float2 turn) {
   const float a = pair[0];
   const float b = pair[1];
-  pair[0] = a * turn.x - b * turn.y;
-  pair[1] = a * turn.y + b * turn.x;
+  pair[0] = fmaf(a, turn.x, -__fmul_rn(b, turn.y));
+  pair[1] = fmaf(a, turn.y, __fmul_rn(b, turn.x));
 }
 
 /// FP8-sim of x[0, n): a warp per 64 columns.

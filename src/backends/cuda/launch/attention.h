@@ -21,10 +21,12 @@ struct IndexSelectArgs {
   int heads = 0;
   int width = 0;  // a multiple of 8, at most kMaxIndexWidth
   int topk = 0;
-  float* scores = nullptr;  // scratch [score_rows, score_columns]
-  int score_rows = 0;       // rows of the step are processed in passes of this many
-  int score_columns = 0;    // at least the entries that any row of the step can see
-  int* selected = nullptr;  // [rows, topk]
+  float* scores = nullptr;          // scratch [score_rows, score_columns]
+  int score_rows = 0;               // rows of the step are processed in passes of this many
+  int score_columns = 0;            // at least the entries that any row of the step can see
+  int* selected = nullptr;          // [rows, topk]
+  const float* inv_freq = nullptr;  // [pairs]: queries are rotated first; index_scores_f16() only
+  int pairs = 0;
 };
 /// selected = the topk visible entries of largest score (the lowest index among equals), ascending,
 /// then −1.
@@ -33,6 +35,10 @@ void index_select(const IndexSelectArgs& args, cudaStream_t stream);
 /// Heads that the tensor-core score kernel has room for.
 inline constexpr int kMaxIndexHeads = 64;
 
+/// Whether index_select() scores with it.
+inline bool has_index_scores_f16(const IndexSelectArgs& args) {
+  return args.keys.rows.format != CacheFormat::kF32 && args.heads <= kMaxIndexHeads;
+}
 /// The two parts of index_select, for the rows [first_row, first_row + rows): scores of all visible
 /// keys that are not FP32, with queries rounded to F16 …
 void index_scores_f16(const IndexSelectArgs& args, int first_row, int rows, float scale,
@@ -57,9 +63,11 @@ struct AttendArgs {
   int width = 0;  // a multiple of 32, at most kMaxHeadDim
   int window = 0;
   int topk = 0;
-  float* out = nullptr;       // [rows, heads, width]; zeros in padded rows
-  void* step_rows = nullptr;  // attend_latent's scratch, F16 [rows, width]
-  bool stores = false;        // attend_latent of a decode step: latents go to their ring as well
+  float* out = nullptr;        // [rows, heads, width]; zeros in padded rows
+  void* step_rows = nullptr;   // attend_latent's scratch, F16 [rows, width]
+  bool stores = false;         // attend_latent of a decode step: latents go to their ring as well
+  bool norms_queries = false;  // attend_latent: rms_norm of every query and its rotation come first
+  float query_eps = 0;
 };
 /// One softmax per head over window ∪ entries with a sink. This step's latents are rounded first,
 /// as they will be stored, so that the chunking of a sequence does not change its output.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launch of what attention needs beside the latents.
+// Launch of what becomes of the projections of a layer's input.
 #pragma once
 
 #include "backends/cuda/launch/cache.h"
@@ -10,7 +10,7 @@ namespace quatrain::cuda {
 inline constexpr int kMaxAttentionInputRows = 64;
 
 struct AttentionInputsArgs {
-  NormRopeArgs queries;
+  NormRopeArgs norm_rope;
   CompressArgs compressors[2];
   int count = 0;  // of compressors
 };

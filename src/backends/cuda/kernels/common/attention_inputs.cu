@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// attention_inputs: norms and rotations of the queries, and the compressors, side by side in one
+// attention_inputs: norms and rotations, and the compressors, side by side in one
 // launch: every block does its share of one of them.
 #include <algorithm>
 
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   extern __shared__ float2 scratch[];  // rotations, or an entry
   let_next_start();
   const int block = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
-  if (block >= args.count) return norm_rope_block(args.queries, r, block - args.count, scratch);
+  if (block >= args.count) return norm_rope_block(args.norm_rope, r, block - args.count, scratch);
   const CompressArgs& compressor = args.compressors[block];
   const int slot = compressor.batch.slots[r];
   const Window window(compressor, r);
@@ -31,15 +31,15 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }  // namespace
 
 void attention_inputs(const AttentionInputsArgs& args, cudaStream_t stream) {
-  if (args.queries.rows == 0) return;
-  std::size_t shared = norm_rope_scratch(args.queries);
+  if (args.norm_rope.rows == 0) return;
+  std::size_t shared = norm_rope_scratch(args.norm_rope);
   for (int i = 0; i < args.count; ++i)
     shared = std::max(
         shared, static_cast<std::size_t>(compress_scratch(args.compressors[i])) * sizeof(float));
   const unsigned blocks =
-      norm_rope_blocks(args.queries, kWarps) + static_cast<unsigned>(args.count);
+      norm_rope_blocks(args.norm_rope, kWarps) + static_cast<unsigned>(args.count);
   launch(attention_inputs_kernel,
-         {.grid = dim3(blocks, static_cast<unsigned>(args.queries.rows)),
+         {.grid = dim3(blocks, static_cast<unsigned>(args.norm_rope.rows)),
           .block = kWarps * kWarp,
           .shared = shared},
          stream, args);

@@ -124,11 +124,9 @@ void index_select(const IndexSelectArgs& args, cudaStream_t stream) {
   const float scale =
       1.0f / std::sqrt(static_cast<float>(args.width) * static_cast<float>(args.heads));
   const bool may_need_scores = args.score_columns > args.topk;
-  const bool use_products =
-      args.keys.rows.format != CacheFormat::kF32 && args.heads <= kMaxIndexHeads;
   for (int first = 0; first < args.batch.rows; first += args.score_rows) {
     const auto rows = static_cast<unsigned>(std::min(args.score_rows, args.batch.rows - first));
-    if (may_need_scores && use_products) {
+    if (may_need_scores && has_index_scores_f16(args)) {
       index_scores_f16(args, first, static_cast<int>(rows), scale, stream);
     } else if (may_need_scores) {
       const int tiles = (args.score_columns + kTileKeys - 1) / kTileKeys;

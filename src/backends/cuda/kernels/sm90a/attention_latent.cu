@@ -6,10 +6,12 @@
 // score half of a tile each, exchange row maxima and probabilities, and accumulate half of the
 // columns each.
 //
-// A row whose sequence brings at most kFewRows rows to the step (a decode step) is split over the
-// eight blocks of a cluster; they combine through each other's shared memory. Every other row takes
-// one block. Which tiles a block gets and the order of the sums depend on the row alone, so its
-// bits are the same in any batch.
+// In layers with compressed entries, a row whose sequence brings at most kFewRows rows to the step
+// (a decode step) is split over the blocks of a cluster, two of them or, where a sequence may have
+// more than kFewTiles tiles, four; they combine through each other's shared memory. Every other row
+// takes one block: a window has but two tiles. Which tiles a block gets and the order of the sums
+// depend on the layer, the reserved context and the row alone, so its bits are the same in any
+// batch.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -17,6 +19,7 @@
 
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/latent_keys.cuh"
+#include "backends/cuda/device/latent_queries.cuh"
 #include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
@@ -27,11 +30,10 @@ namespace {
 
 using namespace latent;
 
-constexpr int kHeads = 64;  // of a block
 constexpr int kThreads = latent::kWarps * kWarp;
 constexpr int kGroupWarps = latent::kWarps / 2;
-constexpr int kSplits = 8;  // blocks of a cluster
-constexpr int kFewRows = 4;
+constexpr int kFewTiles = 6;
+constexpr int kProcessors = 132;    // of an H100 or H200
 constexpr int kMaxRowBlocks = 128;  // clusters along the rows; beyond, they take several
 constexpr int kConvertedRows = 65;  // of a step; fewer convert their latents themselves
 constexpr int kOutStride = kWidth + 8;
@@ -47,41 +49,18 @@ struct Shared {
   };
   float largest[2][kHeads];
   float total[2][kHeads];
-  float2 turns[kWidth / 2];  // of the output's trailing pairs
+  float2 turns[kWidth / 2];        // of the output's trailing pairs
+  float2 query_turns[kWidth / 2];  // of the queries'
 };
 static_assert(kHeads == kTileKeys, "queries and keys have panels of one size");
 static_assert(sizeof(float) * kHeads * kOutStride <= 2 * kTileBytes + kHeads * kPanelRowBytes);
 
-// Does the row's sequence bring at most kFewRows rows to this step? For rows that are no padding.
-__device__ bool is_few(const BatchView& batch, int r) {
-  const int first = batch.first_rows[r];
-  const int after = first + kFewRows;
-  return after >= batch.rows || batch.slots[after] != batch.slots[r] ||
-         batch.first_rows[after] != first;
-}
-
-// Queries of `heads` heads; zeros in the other rows.
-__device__ void load_queries(const float* q, int heads, unsigned char* tile) {
-  constexpr int kBatch = 8;  // chunks of a thread on their way
-  const int chunk = static_cast<int>(threadIdx.x) % kChunks;
-  const int first = static_cast<int>(threadIdx.x) / kChunks;
-  constexpr int kStep = kThreads / kChunks;
-  unsigned char* to = tile + chunk / 8 * kPanelBytes;
-  for (int begin = first; begin < kHeads; begin += kBatch * kStep) {
-    float4 x[kBatch][2] = {};
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int head = begin + j * kStep;
-      if (head >= heads) continue;
-      const auto* from = reinterpret_cast<const float4*>(q + head * kWidth + 8 * chunk);
-      x[j][0] = from[0];
-      x[j][1] = from[1];
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j)
-      *reinterpret_cast<uint4*>(to + panel_offset(begin + j * kStep, chunk % 8)) = {
-          f16_pair(x[j][0].x, x[j][0].y), f16_pair(x[j][0].z, x[j][0].w),
-          f16_pair(x[j][1].x, x[j][1].y), f16_pair(x[j][1].z, x[j][1].w)};
+// The rotations of the row's queries and those that its output undoes; a barrier must follow before
+// they are used.
+__device__ void find_turns(const AttendArgs& args, int r, Shared& shared) {
+  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += kThreads) {
+    shared.turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], true);
+    shared.query_turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], false);
   }
 }
 
@@ -178,11 +157,11 @@ __device__ void add_values(const Shared& shared, const unsigned char* stage, Sum
   wgmma_wait<0>();
 }
 
-// The softmax sums of the tiles [begin, end) of row r for `heads` heads with queries at q.
+// The softmax sums of the tiles [begin, end) of a row for `heads` heads with queries at q.
 template <CacheFormat kFormat>
-__device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys, int r,
-                          const float* q, int heads, int begin, int end, float scale, Sums& sums) {
-  const RowSources sources(args, keys, r);
+__device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys,
+                          const RowSources& sources, const float* q, int heads, int begin, int end,
+                          float scale, Sums& sums) {
   const auto source_of = [&](int tile) {
     const int own = tile * kTileKeys + warp_id() * kKeysPerWarp + lane_id();
     return lane_id() < kKeysPerWarp ? sources.of(own) : Source{0};
@@ -192,10 +171,13 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
   };
   Source next = source_of(begin + 2);
   if (begin < end) {
-    const Source first = source_of(begin), second = source_of(begin + 1);
-    load(first, begin);
-    if (begin + 1 < end) load(second, begin + 1);
-    load_queries(q, heads, shared.q);
+    Source source = source_of(begin), second = source_of(begin + 1);
+#pragma unroll 1
+    for (int tile = begin; tile < min(end, begin + 2); ++tile) {
+      load(source, tile);
+      source = second;
+    }
+    load_queries(args, q, heads, shared.query_turns, shared.q);
   }
 #pragma unroll
   for (int i = 0; i < kWidth / 4; ++i) sums.out[i] = 0;
@@ -227,12 +209,6 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
 }
 
 // ---- results ----
-
-// The rotations that the output undoes; a barrier must follow before they are used.
-__device__ void find_turns(const AttendArgs& args, int r, Shared& shared) {
-  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += kThreads)
-    shared.turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], true);
-}
 
 // Columns column, column + 1 of the output; column is even.
 __device__ float2 turned(const AttendArgs& args, const Shared& shared, int column, float a,
@@ -268,39 +244,6 @@ __device__ void join_totals(Shared& shared, const Sums& sums, float (&totals)[2]
     totals[h] = shared.total[0][first_row() + 8 * h] + shared.total[1][first_row() + 8 * h];
 }
 
-template <CacheFormat kFormat>
-__global__ void __launch_bounds__(kThreads, 1) attend_row_kernel(AttendArgs args, float scale) {
-  extern __shared__ __align__(1024) unsigned char raw[];
-  let_next_start();
-  wait_for_previous();
-  Shared& shared = *reinterpret_cast<Shared*>(raw);
-  const int r = static_cast<int>(blockIdx.y);
-  const int head = static_cast<int>(blockIdx.x) * kHeads;
-  const int heads = min(kHeads, args.heads - head);
-  if (args.batch.slots[r] < 0 || is_few(args.batch, r)) return;
-  const std::int64_t at = (std::int64_t{r} * args.heads + head) * kWidth;
-  const RowKeys keys = find_keys(args, r);
-  find_turns(args, r, shared);
-  Sums sums;
-  sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, 0,
-                     (keys.count + kTileKeys - 1) / kTileKeys, scale, sums);
-  float totals[2];
-  join_totals(shared, sums, totals);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = first_row() + 8 * h;
-    if (row >= heads) continue;
-    const Finish finish(sums.largest[h], totals[h], args.sinks[head + row] * kLog2e);
-    const int column = group_id() * (kWidth / 2) + 2 * (lane_id() % 4);
-    float* out = args.out + at + row * kWidth + column;
-#pragma unroll
-    for (int j = 0; j < kWidth / 16; ++j)
-      *reinterpret_cast<float2*>(out + 8 * j) =
-          turned(args, shared, column + 8 * j, sums.out[4 * j + 2 * h] * finish.factor,
-                 sums.out[4 * j + 2 * h + 1] * finish.factor);
-  }
-}
-
 // Leaves this split's sums where the other blocks of the cluster can read them.
 __device__ void publish(Shared& shared, const Sums& sums, int heads) {
   float totals[2];
@@ -324,6 +267,7 @@ __device__ void publish(Shared& shared, const Sums& sums, int heads) {
 }
 
 // out = the sums of all splits of this block's share of the heads; a warp takes 128 columns.
+template <int kSplits>
 __device__ void combine(const AttendArgs& args, Shared& shared, int rank, int heads,
                         const float* sinks, float* out) {
   constexpr int kParts = kWidth / (4 * kWarp);
@@ -365,13 +309,81 @@ __device__ void combine(const AttendArgs& args, Shared& shared, int rank, int he
   }
 }
 
-// Where row r, which is no padding, belongs in the ring viewed as [slots * window, width].
-__device__ std::int64_t ring_row(const AttendArgs& args, int r) {
-  return std::int64_t{args.batch.slots[r]} * args.window + args.batch.positions[r] % args.window;
+// ---- kernels ----
+
+__host__ __device__ bool has_entries(const AttendArgs& args) {
+  return args.entries.rows.data != nullptr;
+}
+
+// Zeros for padding: of `threads` threads, this block's are those from `first` on.
+__device__ void clear(float* out, int heads, int first, int threads) {
+  for (int i = first + static_cast<int>(threadIdx.x); i < heads * kWidth; i += threads) out[i] = 0;
+}
+
+// The latent of row r, which is no padding, to its place in the ring.
+__device__ void store_latent(const AttendArgs& args, int r) {
+  const std::int64_t row =
+      std::int64_t{args.batch.slots[r]} * args.window + args.batch.positions[r] % args.window;
+  store_row(args.ring, row, args.latents + std::int64_t{r} * kWidth);
+}
+
+// What the batch alone tells of a row that is no padding, and the rotations of its queries and its
+// output. A barrier must follow before they are used.
+struct Row {
+  RowKeys keys;
+  RowSources sources;
+  int tiles;
+  __device__ Row(const AttendArgs& args, int r, Shared& shared)
+      : keys(find_keys(args, r)),
+        sources(args, keys, r),
+        tiles((keys.count + kTileKeys - 1) / kTileKeys) {
+    find_turns(args, r, shared);
+  }
+};
+
+// Rows that are not split; in layers without entries all of them, and padding.
+template <CacheFormat kFormat>
+__global__ void __launch_bounds__(kThreads, 1)
+    attend_row_kernel(AttendArgs args, int heads_per_block, float scale) {
+  extern __shared__ __align__(1024) unsigned char raw[];
+  let_next_start();
+  Shared& shared = *reinterpret_cast<Shared*>(raw);
+  const int r = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x) * heads_per_block;
+  const int heads = min(heads_per_block, args.heads - head);
+  const std::int64_t at = (std::int64_t{r} * args.heads + head) * kWidth;
+  const bool is_row = args.batch.slots[r] >= 0;
+  if (!is_row || (has_entries(args) && is_few(args.batch, r))) {
+    wait_for_previous();
+    if (!has_entries(args)) clear(args.out + at, heads, 0, kThreads);
+    return;
+  }
+  const Row row(args, r, shared);
+  __syncthreads();
+  wait_for_previous();
+  Sums sums;
+  sum_tiles<kFormat>(args, shared, row.keys, row.sources, args.q + at, heads, 0, row.tiles, scale,
+                     sums);
+  if (args.stores && head == 0) store_latent(args, r);
+  float totals[2];
+  join_totals(shared, sums, totals);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int own = first_row() + 8 * h;
+    if (own >= heads) continue;
+    const Finish finish(sums.largest[h], totals[h], args.sinks[head + own] * kLog2e);
+    const int column = group_id() * (kWidth / 2) + 2 * (lane_id() % 4);
+    float* out = args.out + at + own * kWidth + column;
+#pragma unroll
+    for (int j = 0; j < kWidth / 16; ++j)
+      *reinterpret_cast<float2*>(out + 8 * j) =
+          turned(args, shared, column + 8 * j, sums.out[4 * j + 2 * h] * finish.factor,
+                 sums.out[4 * j + 2 * h + 1] * finish.factor);
+  }
 }
 
 // Rows of sequences that bring few rows, and padding; `heads_per_block` heads at a time.
-template <CacheFormat kFormat>
+template <CacheFormat kFormat, int kSplits>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_split_kernel(AttendArgs args, int heads_per_block, float scale) {
   extern __shared__ __align__(1024) unsigned char raw[];
@@ -381,28 +393,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int head = static_cast<int>(blockIdx.y) * heads_per_block;
   const int heads = min(heads_per_block, args.heads - head);
   const int first = static_cast<int>(blockIdx.z);
-  find_turns(args, first, shared);
-  wait_for_previous();
   for (int r = first; r < args.batch.rows; r += gridDim.z) {
     const std::int64_t at = (std::int64_t{r} * args.heads + head) * kWidth;
-    if (args.batch.slots[r] < 0) {
-      for (int i = rank * kThreads + static_cast<int>(threadIdx.x); i < heads * kWidth;
-           i += kSplits * kThreads)
-        args.out[at + i] = 0;
+    const bool is_row = args.batch.slots[r] >= 0;
+    if (!is_row || !is_few(args.batch, r)) {
+      if (r == first) wait_for_previous();
+      if (!is_row) clear(args.out + at, heads, rank * kThreads, kSplits * kThreads);
       continue;
     }
-    if (!is_few(args.batch, r)) continue;
-    const RowKeys keys = find_keys(args, r);
-    const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
-    if (r != first) find_turns(args, r, shared);
-    if (args.stores && rank == kSplits - 1 && head == 0)
-      store_row(args.ring, ring_row(args, r), args.latents + std::int64_t{r} * kWidth);
+    const Row row(args, r, shared);
+    __syncthreads();
+    if (r == first) wait_for_previous();
     Sums sums;
-    sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, tiles * rank / kSplits,
-                       tiles * (rank + 1) / kSplits, scale, sums);
+    sum_tiles<kFormat>(args, shared, row.keys, row.sources, args.q + at, heads,
+                       row.tiles * rank / kSplits, row.tiles * (rank + 1) / kSplits, scale, sums);
+    if (args.stores && rank == kSplits - 1 && head == 0) store_latent(args, r);
     publish(shared, sums, heads);
     cooperative_groups::this_cluster().sync();
-    combine(args, shared, rank, heads, args.sinks + head, args.out + at);
+    combine<kSplits>(args, shared, rank, heads, args.sinks + head, args.out + at);
     cooperative_groups::this_cluster().sync();  // before the next row overwrites the sums
   }
 }
@@ -419,12 +427,31 @@ __global__ void __launch_bounds__(kChunks) convert_step_kernel(AttendArgs args) 
       decode<kFormat>(fetch<kFormat>(source, chunk), source, chunk);
 }
 
+// Smaller blocks while they leave processors idle; a head's bits do not depend on its block.
+int heads_per_block(int blocks) {
+  return blocks <= kProcessors / 4 ? kHeads / 4 : blocks <= kProcessors / 2 ? kHeads / 2 : kHeads;
+}
+
+template <CacheFormat kFormat, int kSplits>
+void launch_split(const AttendArgs& args, float scale, cudaStream_t stream) {
+  static const bool is_ready = [] {
+    allow_shared(attend_split_kernel<kFormat, kSplits>, sizeof(Shared));
+    return true;
+  }();
+  (void)is_ready;
+  const int rows = args.batch.rows, heads = heads_per_block(rows * kSplits);
+  const dim3 grid(kSplits, static_cast<unsigned>((args.heads + heads - 1) / heads),
+                  static_cast<unsigned>(std::min(rows, kMaxRowBlocks)));
+  launch(attend_split_kernel<kFormat, kSplits>,
+         {.grid = grid, .block = kThreads, .shared = sizeof(Shared), .cluster_x = kSplits}, stream,
+         args, heads, scale);
+}
+
 template <CacheFormat kFormat>
 void launch_format(AttendArgs args, cudaStream_t stream) {
   constexpr std::size_t kBytes = sizeof(Shared);
   static const bool is_ready = [] {
     allow_shared(attend_row_kernel<kFormat>, kBytes);
-    allow_shared(attend_split_kernel<kFormat>, kBytes);
     return true;
   }();
   (void)is_ready;
@@ -436,19 +463,20 @@ void launch_format(AttendArgs args, cudaStream_t stream) {
   } else {
     args.step_rows = nullptr;
   }
-  // Smaller blocks while they leave processors idle; a head's bits do not depend on its block.
-  const int heads_per_block = rows <= 4 ? 16 : rows <= 8 ? 32 : kHeads;
-  const dim3 split_grid(kSplits,
-                        static_cast<unsigned>((args.heads + heads_per_block - 1) / heads_per_block),
-                        static_cast<unsigned>(std::min(rows, kMaxRowBlocks)));
-  launch(attend_split_kernel<kFormat>,
-         {.grid = split_grid, .block = kThreads, .shared = kBytes, .cluster_x = kSplits}, stream,
-         args, heads_per_block, scale);
-  if (rows <= kFewRows || args.batch.is_decode) return;
-  const dim3 row_grid(static_cast<unsigned>((args.heads + kHeads - 1) / kHeads),
-                      static_cast<unsigned>(rows));
-  launch(attend_row_kernel<kFormat>, {.grid = row_grid, .block = kThreads, .shared = kBytes},
-         stream, args, scale);
+  if (has_entries(args)) {
+    const int most_entries =
+        args.selected != nullptr ? args.topk : args.batch.blocks_per_slot * args.entries.per_block;
+    if (args.window + most_entries <= kFewTiles * kTileKeys)
+      launch_split<kFormat, 2>(args, scale, stream);
+    else
+      launch_split<kFormat, 4>(args, scale, stream);
+    if (rows <= kFewRows || args.batch.is_decode) return;
+  }
+  const int heads = has_entries(args) ? kHeads : heads_per_block(rows);
+  const dim3 grid(static_cast<unsigned>((args.heads + heads - 1) / heads),
+                  static_cast<unsigned>(rows));
+  launch(attend_row_kernel<kFormat>, {.grid = grid, .block = kThreads, .shared = kBytes}, stream,
+         args, heads, scale);
 }
 
 }  // namespace

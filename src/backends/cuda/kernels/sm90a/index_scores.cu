@@ -14,6 +14,7 @@
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/launch.h"
@@ -34,7 +35,7 @@ constexpr int kBlockKeys = 32;  // of a paged block: 128 tokens, four per key
 constexpr int kTileBlocks = kTileKeys / kBlockKeys;
 static_assert(kBlockKeys % kPassKeys == 0);
 constexpr int kSteps = kMaxIndexWidth / 16;  // of 16 columns in a product
-constexpr int kBlocksWanted = 132 * 2 * 2;   // two waves of two blocks per processor
+constexpr int kBlocksAtOnce = 132 * 2;       // two per processor
 
 struct Shared {
   alignas(16) unsigned char keys[2][kTileKeys * kStride];
@@ -47,15 +48,48 @@ __device__ std::uint32_t f16_pair(float a, float b) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
+// The rotations of a lane's four columns of a query.
+struct Turns {
+  float2 of[2] = {{1, 0}, {1, 0}};
+
+  __device__ Turns(const IndexSelectArgs& args, int position) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int p = 2 * lane_id() + j - (args.width / 2 - args.pairs);
+      if (p >= 0 && p < args.pairs) of[j] = rotation(position, args.inv_freq[p], false);
+    }
+  }
+  __device__ float4 turned(const float4& x) const {
+    float low[2] = {x.x, x.y}, high[2] = {x.z, x.w};
+    rotate_pair(low, of[0]);
+    rotate_pair(high, of[1]);
+    return {low[0], low[1], high[0], high[1]};
+  }
+};
+
 // Heads beyond the last and columns beyond the width are zero; heads beyond the last weigh nothing.
-__device__ void load_queries(Shared& shared, const IndexSelectArgs& args, int r, float scale) {
+__device__ void load_queries(Shared& shared, const IndexSelectArgs& args, int r, float scale,
+                             const Turns& turns) {
   const float* q = args.q + std::int64_t{r} * args.heads * args.width;
-#pragma unroll 4
-  for (int h = warp_id(); h < kMaxHeads; h += kWarps) {
-    const int column = 4 * lane_id();
-    float4 x = {0, 0, 0, 0};
+  constexpr int kWarpHeads = kMaxHeads / kWarps;
+  const int column = 4 * lane_id();
+  float4 all[kWarpHeads];  // on their way at once
+#pragma unroll
+  for (int i = 0; i < kWarpHeads; ++i) {
+    const int h = warp_id() + i * kWarps;
+    all[i] = {0, 0, 0, 0};
     if (h < args.heads && column < args.width)
-      x = *reinterpret_cast<const float4*>(q + h * args.width + column);
+      all[i] = *reinterpret_cast<const float4*>(q + h * args.width + column);
+  }
+  // Lane i has the weight of the warp's head i.
+  const int own_head = warp_id() + lane_id() * kWarps;
+  const float weight = lane_id() < kWarpHeads && own_head < args.heads
+                           ? args.weights[std::int64_t{r} * args.heads + own_head] * scale
+                           : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kWarpHeads; ++i) {
+    const int h = warp_id() + i * kWarps;
+    const float4 x = turns.turned(all[i]);
     const float largest =
         warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
     // The power of two at or below the largest magnitude.
@@ -64,9 +98,7 @@ __device__ void load_queries(Shared& shared, const IndexSelectArgs& args, int r,
     const float down = 1.0f / power;
     auto* to = reinterpret_cast<uint2*>(shared.queries + h * kStride + 2 * column);
     *to = {f16_pair(x.x * down, x.y * down), f16_pair(x.z * down, x.w * down)};
-    if (lane_id() == 0)
-      shared.weights[h] =
-          h < args.heads ? args.weights[std::int64_t{r} * args.heads + h] * scale * power : 0.0f;
+    if (lane_id() == i) shared.weights[h] = weight * power;
   }
 }
 
@@ -104,23 +136,26 @@ __device__ uint4 bf16_to_f16(uint4 raw) {
 template <CacheFormat kFormat>
 class TileLoader {
  public:
-  // `table` is that of the sequence. A tile is a whole number of blocks.
-  __device__ void fetch(const IndexSelectArgs& args, const int* table, int begin, int visible,
-                        unsigned char* tile) {
-    const int chunks = args.width / 8;
-    const unsigned char* blocks[kTileBlocks];
+  // Where the keys of a tile are; `table` is that of the sequence. A tile is a whole number of
+  // blocks.
+  __device__ void find(const IndexSelectArgs& args, const int* table, int begin, int visible) {
 #pragma unroll
     for (int b = 0; b < kTileBlocks; ++b) {
       const int first = begin + b * kBlockKeys;
       const std::int64_t block = first < visible ? table[first / kBlockKeys] : 0;
-      blocks[b] = row_address(args.keys.rows, block * kBlockKeys);
+      blocks_[b] = row_address(args.keys.rows, block * kBlockKeys);
     }
+  }
+
+  // The tile that was found.
+  __device__ void fetch(const IndexSelectArgs& args, int begin, int visible, unsigned char* tile) {
+    const int chunks = args.width / 8;
 #pragma unroll
     for (int i = 0; i < kTileChunks; ++i) {
       const bool is_there = begin + key_of(i) < visible && chunk() < chunks;
       // The keys of one i lie in one block.
       const unsigned char* row =
-          blocks[i * kPassKeys / kBlockKeys] + key_of(i) % kBlockKeys * args.keys.rows.row_bytes;
+          blocks_[i * kPassKeys / kBlockKeys] + key_of(i) % kBlockKeys * args.keys.rows.row_bytes;
       if constexpr (kFormat == CacheFormat::kF16) {
         unsigned char* to = tile + key_of(i) * kStride + 16 * chunk();
         copy16_or_zeros(shared_address(to), row + 16 * chunk(), is_there);
@@ -156,6 +191,7 @@ class TileLoader {
   __device__ static int key_of(int i) {
     return static_cast<int>(threadIdx.x) / kChunks + i * kPassKeys;
   }
+  const unsigned char* blocks_[kTileBlocks];
   uint4 raw_[kTileChunks];
 };
 
@@ -216,23 +252,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   let_next_start();
   const int r = first_row + static_cast<int>(blockIdx.x);
   const int slot = args.batch.slots[r];
-  wait_for_previous();
-  if (slot < 0) return;
-  const int visible = (args.batch.positions[r] + 1) / args.keys.ratio;
+  const int visible = slot < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
   const int step = static_cast<int>(gridDim.y) * kTileKeys;
   int begin = static_cast<int>(blockIdx.y) * kTileKeys;
-  if (visible <= args.topk || begin >= visible) return;
+  if (visible <= args.topk || begin >= visible) return wait_for_previous();
   const int* table = args.batch.block_table + std::int64_t{slot} * args.batch.blocks_per_slot;
-  float* scores = args.scores + std::int64_t{blockIdx.x} * args.score_columns;
   TileLoader<kFormat> loader;
-  loader.fetch(args, table, begin, visible, shared.keys[0]);
-  load_queries(shared, args, r, scale);
+  loader.find(args, table, begin, visible);
+  const Turns turns(args, args.batch.positions[r]);
+  wait_for_previous();
+  float* scores = args.scores + std::int64_t{blockIdx.x} * args.score_columns;
+  loader.fetch(args, begin, visible, shared.keys[0]);
+  load_queries(shared, args, r, scale, turns);
   loader.store(shared.keys[0]);
   for (int stage = 0; begin < visible; begin += step, stage ^= 1) {
     const bool has_next = begin + step < visible;
+    if (has_next) loader.find(args, table, begin + step, visible);
     wait_copies<0>();
     __syncthreads();  // the tile is there, and the other stage has been used
-    if (has_next) loader.fetch(args, table, begin + step, visible, shared.keys[stage ^ 1]);
+    if (has_next) loader.fetch(args, begin + step, visible, shared.keys[stage ^ 1]);
     score_tile(shared, shared.keys[stage], args.heads, begin, visible, scores);
     if (has_next) loader.store(shared.keys[stage ^ 1]);
   }
@@ -247,7 +285,7 @@ void launch_format(const IndexSelectArgs& args, int first_row, int rows, float s
   }();
   (void)is_ready;
   const int tiles = (args.score_columns + kTileKeys - 1) / kTileKeys;
-  const int per_row = std::min(tiles, (kBlocksWanted + rows - 1) / rows);
+  const int per_row = std::min(tiles, std::max(1, kBlocksAtOnce / rows));
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(per_row));
   launch(index_scores_kernel<kFormat>, {.grid = grid, .block = kThreads, .shared = sizeof(Shared)},
          stream, args, first_row, scale);

@@ -2,9 +2,10 @@
 // The top-k of every row's scores: radix select by the digits of an ordered key, then compaction in
 // order of index. Exact: the lowest index wins among equals.
 //
-// A row is one cluster of one to eight blocks, each with a contiguous part of the scores; their
+// A row has a cluster of one to eight blocks, each with a contiguous part of the scores; their
 // histograms and counts are summed through shared memory of the cluster, so every block follows the
-// same digits. How many blocks a row gets does not change the result.
+// same digits. The scores of a short row fit one block, and the others leave at once. How many
+// blocks a row gets does not change the result.
 #include <cooperative_groups.h>
 
 #include <algorithm>
@@ -87,8 +88,16 @@ struct Threshold {
   int equal;     // how many scores equal to it are selected
 };
 
-__device__ Threshold find_threshold(Shared& shared, const float* scores, int begin, int end,
-                                    int k) {
+// Of all blocks that take part.
+__device__ void sync_blocks(int blocks) {
+  if (blocks == 1)
+    __syncthreads();
+  else
+    cooperative_groups::this_cluster().sync();
+}
+
+__device__ Threshold find_threshold(Shared& shared, const float* scores, int blocks, int begin,
+                                    int end, int k) {
   auto cluster = cooperative_groups::this_cluster();
   const int t = static_cast<int>(threadIdx.x);
   Threshold found = {0, k};
@@ -99,12 +108,13 @@ __device__ Threshold find_threshold(Shared& shared, const float* scores, int beg
     int* histogram = shared.histogram[turn % 2];
     __syncthreads();
     count_digits(histogram, scores, begin, end, found.key, known, shift);
-    cluster.sync();
+    sync_blocks(blocks);
     int high = 0, low = 0;  // counts of this thread's digits in all blocks
 #pragma unroll
-    for (unsigned b = 0; b < kMaxBlocks; ++b)
-      if (b < cluster.num_blocks()) {
-        const int* from = cluster.map_shared_rank(histogram, b) + kDigits - 2 - 2 * t;
+    for (int b = 0; b < kMaxBlocks; ++b)
+      if (b < blocks) {
+        const int* all = blocks == 1 ? histogram : cluster.map_shared_rank(histogram, b);
+        const int* from = all + kDigits - 2 - 2 * t;
         const int2 pair = *reinterpret_cast<const int2*>(from);
         high += pair.y;
         low += pair.x;
@@ -120,7 +130,7 @@ __device__ Threshold find_threshold(Shared& shared, const float* scores, int beg
 
 // selected = indices of all scores above the threshold and of the first ones equal to it,
 // ascending. A warp takes a contiguous part, counts it, and writes it once it knows what precedes.
-__device__ void compact(Shared& shared, const float* scores, int begin, int end,
+__device__ void compact(Shared& shared, const float* scores, int blocks, int begin, int end,
                         Threshold threshold, int* selected) {
   auto cluster = cooperative_groups::this_cluster();
   const int rounds = (end - begin + kThreads - 1) / kThreads;
@@ -144,25 +154,22 @@ __device__ void compact(Shared& shared, const float* scores, int begin, int end,
     shared.equal[warp_id()] = equal_count;
   }
   __syncthreads();
-  int larger_before = 0, equal_before = 0, all_larger = 0, all_equal = 0;
-#pragma unroll 8
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp_id()) {
-      larger_before = all_larger;
-      equal_before = all_equal;
+  static_assert(kWarps == kWarp, "a lane knows a warp's counts");
+  const int of_lane_larger = shared.larger[lane_id()], of_lane_equal = shared.equal[lane_id()];
+  const bool is_before = lane_id() < warp_id();
+  int larger_before = __reduce_add_sync(kAllLanes, is_before ? of_lane_larger : 0);
+  int equal_before = __reduce_add_sync(kAllLanes, is_before ? of_lane_equal : 0);
+  if (blocks > 1) {
+    if (warp_id() == 0) {
+      shared.all_larger = __reduce_add_sync(kAllLanes, of_lane_larger);
+      shared.all_equal = __reduce_add_sync(kAllLanes, of_lane_equal);
     }
-    all_larger += shared.larger[w];
-    all_equal += shared.equal[w];
-  }
-  if (threadIdx.x == 0) {
-    shared.all_larger = all_larger;
-    shared.all_equal = all_equal;
-  }
-  cluster.sync();
-  for (unsigned b = 0; b < cluster.block_rank(); ++b) {
-    const Shared& earlier = *cluster.map_shared_rank(&shared, b);
-    larger_before += earlier.all_larger;
-    equal_before += earlier.all_equal;
+    cluster.sync();
+    for (unsigned b = 0; b < cluster.block_rank(); ++b) {
+      const Shared& earlier = *cluster.map_shared_rank(&shared, b);
+      larger_before += earlier.all_larger;
+      equal_before += earlier.all_equal;
+    }
   }
   const unsigned lower_lanes = (1u << lane_id()) - 1;
   for (int first = own_begin; first < own_end; first += kWarp) {
@@ -176,18 +183,19 @@ __device__ void compact(Shared& shared, const float* scores, int begin, int end,
     larger_before += __popc(larger);
     equal_before += __popc(equal);
   }
-  cluster.sync();  // nobody leaves while its counts are read
+  if (blocks > 1) cluster.sync();  // nobody leaves while its counts are read
 }
 
 __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, int first_row) {
   __shared__ Shared shared;
   let_next_start();
-  wait_for_previous();
   const int r = first_row + static_cast<int>(blockIdx.y);
   int* selected = args.selected + std::int64_t{r} * args.topk;
   const int visible = args.batch.slots[r] < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
   const int rank = static_cast<int>(blockIdx.x);
-  const int blocks = static_cast<int>(gridDim.x);
+  const int blocks = visible <= kScoresPerBlock ? 1 : static_cast<int>(gridDim.x);
+  wait_for_previous();
+  if (rank >= blocks) return;
   if (visible <= args.topk) {
     for (int i = rank * kThreads + static_cast<int>(threadIdx.x); i < args.topk;
          i += blocks * kThreads)
@@ -204,8 +212,8 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, i
     scores = shared.scores - begin;
     __syncthreads();
   }
-  compact(shared, scores, begin, end, find_threshold(shared, scores, begin, end, args.topk),
-          selected);
+  const Threshold threshold = find_threshold(shared, scores, blocks, begin, end, args.topk);
+  compact(shared, scores, blocks, begin, end, threshold, selected);
 }
 
 }  // namespace
