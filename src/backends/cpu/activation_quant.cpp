@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/codec.h"
+#include "core/fp8_activations.h"
 #include "core/quant_matrix.h"
 
 namespace quatrain {
@@ -66,6 +67,15 @@ void int8_round_row(const float* x, std::int64_t n, float* out) {
     const float inverse = int8_inverse(amax);
     for (std::int64_t i = begin; i < end; ++i)
       out[i] = static_cast<float>(int8_nearest(x[i] * inverse)) * (amax / 127.0f);
+  }
+}
+
+void fp8_round_row(const float* x, std::int64_t n, float* out) {
+  for (std::int64_t begin = 0; begin < n; begin += kFp8ActivationBlock) {
+    const std::int64_t end = std::min<std::int64_t>(n, begin + kFp8ActivationBlock);
+    const float scale = fp8_activation_scale(magnitude(x + begin, end - begin));
+    const float up = fp8_activation_inverse(scale);
+    for (std::int64_t i = begin; i < end; ++i) out[i] = e4m3_decode(e4m3_encode(x[i] * up)) * scale;
   }
 }
 

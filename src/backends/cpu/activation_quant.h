@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rounding of activations. NVFP4: the exact twin of what FP4 tensor cores would be given. Int8: the
-// operand of 8-bit dot products.
+// operand of 8-bit dot products. FP8: the operand of 8-bit tensor cores.
 #pragma once
 
 #include <cstdint>
@@ -25,5 +25,9 @@ void int8_quantise_row(const float* x, std::int64_t n, Int8Activations* out);
 /// out = x rounded to that grid. n is a multiple of 16, or any number whose last block is short.
 /// out may be x.
 void int8_round_row(const float* x, std::int64_t n, float* out);
+
+/// out = x rounded to FP8 with a power of two per 128 columns (core/fp8_activations.h). out may be
+/// x.
+void fp8_round_row(const float* x, std::int64_t n, float* out);
 
 }  // namespace quatrain

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// NVFP4 rounding of activations on the device, bit for bit as backends/cpu/activation_quant.cpp.
+// Rounding of activations to NVFP4 and FP8 on the device, bit for bit as
+// backends/cpu/activation_quant.cpp.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 namespace quatrain::cuda {
 
@@ -24,5 +27,23 @@ struct RoundRowsArgs {
 
 /// out[r] = x[row_map[r]] rounded to NVFP4 with the row's global scale
 void nvfp4_round_rows(const RoundRowsArgs& args, cudaStream_t stream);
+
+/// FP8 on the grid of core/fp8_activations.h. Outputs that are null are not wanted.
+struct Fp8RowsArgs {
+  const float* x = nullptr;
+  const float* up = nullptr;     // as x: what is quantised is swiglu(x, up); null for x itself
+  float limit = 0;               // of swiglu
+  const int* row_map = nullptr;  // [rows] row of x (and up) that row r is made from, or null for r
+  int rows = 0;
+  int cols = 0;                   // multiple of 4
+  std::uint8_t* codes = nullptr;  // [rows, cols] E4M3
+  // The scale of row r and block b of 128 columns is at r * scale_row + b * scale_block.
+  float* scales = nullptr;
+  std::int64_t scale_row = 0;
+  std::int64_t scale_block = 1;
+  float* out = nullptr;  // [rows, cols] codes times scales; may be x where there is no row_map
+};
+
+void fp8_quantise_rows(const Fp8RowsArgs& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

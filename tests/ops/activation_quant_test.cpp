@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// FP8 activations against the words of core/fp8_activations.h in double precision.
+#include "backends/cpu/activation_quant.h"
+
+#include "core/fp8_activations.h"
+#include "support/op_harness.h"
+
+namespace quatrain::testing {
+namespace {
+
+TEST(Fp8Activations, ScalesArePowersOfTwoAtOrAboveAmax) {
+  Random random(1);
+  for (int i = 0; i < 20000; ++i) {
+    const float amax = std::exp(random.uniform(-30, 80));
+    const double scale = fp8_activation_scale(amax);
+    int exponent = 0;
+    ASSERT_EQ(std::frexp(scale, &exponent), 0.5);
+    const double wanted = std::max(amax, 1e-4f) / 448.0;  // up to the rounding of one product
+    ASSERT_GE(scale, wanted * (1 - 0x1p-22)) << amax;
+    ASSERT_LT(scale / 2, wanted) << amax;
+    ASSERT_EQ(static_cast<double>(fp8_activation_inverse(fp8_activation_scale(amax))) * scale, 1);
+  }
+  EXPECT_EQ(fp8_activation_scale(0), fp8_activation_scale(1e-4f));
+  for (const int k : {-10, 0, 7, 100})
+    EXPECT_EQ(fp8_activation_scale(std::ldexp(448.0f, k)), std::ldexp(1.0f, k));
+  EXPECT_TRUE(std::isnan(fp8_activation_scale(kNaN)));
+  EXPECT_TRUE(std::isnan(fp8_activation_scale(std::numeric_limits<float>::infinity())));
+}
+
+TEST(Fp8Activations, ValuesGoToTheNearestOfTheGrid) {
+  Random random(2);
+  for (int i = 0; i < 200; ++i) {
+    const std::int64_t n = random.integer(1, 600);
+    const std::vector<float> x = random.normals(n, std::exp(random.uniform(-12, 40)));
+    std::vector<float> rounded = x;
+    fp8_round_row(rounded.data(), n, rounded.data());
+    for (std::int64_t begin = 0; begin < n; begin += kFp8ActivationBlock) {
+      const std::int64_t end = std::min<std::int64_t>(n, begin + kFp8ActivationBlock);
+      float amax = 0;
+      for (std::int64_t c = begin; c < end; ++c)
+        amax = std::max(amax, std::abs(x[static_cast<std::size_t>(c)]));
+      const double scale = fp8_activation_scale(amax);
+      for (std::int64_t c = begin; c < end; ++c) {
+        const double value = x[static_cast<std::size_t>(c)] / scale;
+        const double found = rounded[static_cast<std::size_t>(c)] / scale;
+        double nearest = 1e9;
+        for (unsigned code = 0; code < 256; ++code) {
+          const double point = e4m3_decode(static_cast<std::uint8_t>(code));
+          if (std::abs(point - value) < std::abs(nearest - value)) nearest = point;
+        }
+        ASSERT_EQ(std::abs(found - value), std::abs(nearest - value)) << value << " to " << found;
+      }
+    }
+  }
+}
+
+TEST(Fp8Activations, NaNAndInfinitySpoilTheirBlockAlone) {
+  std::vector<float> x = Random(3).normals(400);
+  std::vector<float> clean(400), rounded(400);
+  fp8_round_row(x.data(), 400, clean.data());
+  x[130] = kNaN;
+  x[390] = std::numeric_limits<float>::infinity();
+  fp8_round_row(x.data(), 400, rounded.data());
+  for (std::size_t i = 0; i < 400; ++i) {
+    if (i / 128 == 1 || i / 128 == 3)
+      EXPECT_TRUE(std::isnan(rounded[i]));
+    else
+      EXPECT_EQ(rounded[i], clean[i]);
+  }
+}
+
+}  // namespace
+}  // namespace quatrain::testing
