@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear_bench [CASE…]: microseconds and share of the measured read bandwidth of the GPU's dense
-// products at DeepSeek-V4-Flash shapes, as replays of recorded steps.
+// linear_bench [CASE…] [TOKENS…]: microseconds and share of the measured read bandwidth of the
+// GPU's dense products at DeepSeek-V4-Flash shapes, as replays of recorded steps. Without numbers
+// of tokens those of decoding, or with `prefill` those of long prompts.
 //
 // Every case cycles through copies of its weights, 256 MB or more, so that nothing comes from the
 // L2. Weights and inputs are random. A figure is the median of 20 replays of one recording.
@@ -131,7 +132,8 @@ Tensor device_tensor(const Buffer& buffer, std::initializer_list<std::int64_t> s
 void run(CudaOps& ops, const Case& c, const std::vector<std::int64_t>& token_counts,
          double bandwidth) {
   std::int64_t bytes = 0, outputs = 0;
-  const std::int64_t cols = c.weights[0].cols, most = token_counts.back();
+  const std::int64_t cols = c.weights[0].cols,
+                     most = *std::max_element(token_counts.begin(), token_counts.end());
   std::vector<std::vector<std::unique_ptr<PackedLinear>>> copies;
   do {
     copies.emplace_back();
@@ -189,16 +191,19 @@ int main_of(int argc, char** argv) {
   fmt::print("{}: {:.0f} GB/s read\n\n", ops.properties().name, bandwidth);
   fmt::print("| weights      | tokens |   MB   |    us    |  GB/s  | of read | TFLOP/s |\n");
   fmt::print("|---|---:|---:|---:|---:|---:|---:|\n");
-  std::vector<std::int64_t> tokens{1, 4, 16, 32};
+  std::vector<std::int64_t> tokens{1, 4, 16, 32, 64}, numbers;
   std::vector<std::string_view> wanted;
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
     if (word == "prefill")
       tokens = {256, 2048, 8192};
+    else if (word.find_first_not_of("0123456789") == std::string_view::npos)
+      numbers.push_back(std::stoll(std::string(word)));
     else
       wanted.push_back(word);
   }
-  ops.reserve({.rows = tokens.back()});
+  if (!numbers.empty()) tokens = numbers;
+  ops.reserve({.rows = *std::max_element(tokens.begin(), tokens.end())});
   for (const Case& c : cases())
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), c.name) != wanted.end())
       run(ops, c, tokens, bandwidth);

@@ -99,6 +99,27 @@ TEST_F(CudaLinears, RowsOfManySlicesMeetInRounds) {
                 rows_of(all, 40, count, rows));
 }
 
+// So many rows that every multiprocessor has several tiles of the larger kind, and a product of
+// dozens of tokens whose tiles meet again and again.
+TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
+  reserve_long(gpu());
+  for (const int kind : {1, kNvfp4, kMxfp4, kFp8})
+    for (const auto& [rows, cols] :
+         {std::pair<std::int64_t, std::int64_t>{67000, 64}, {9000, 2112}}) {
+      RandomMatrix w(kMatrixKinds[kind], rows, cols, 71);
+      const auto packed = gpu().pack_linear(w.view());
+      const std::vector<float> x = Random(72).normals(100 * cols);
+      const std::vector<float> some = product(gpu(), *packed, 12, 1, rows_of(x, 0, 12, cols));
+      for (const std::int64_t count : {20, 40, 100}) {
+        SCOPED_TRACE(
+            fmt::format("{} {} x {}, {} tokens", kMatrixKinds[kind].name, rows, cols, count));
+        expect_same(
+            rows_of(product(gpu(), *packed, count, 1, rows_of(x, 0, count, cols)), 0, 12, rows),
+            some);
+      }
+    }
+}
+
 TEST_F(CudaLinears, ANaNOrAnInfinityStaysInItsRow) {
   RandomMatrix w(kMatrixKinds[kFp8], 256, 1024, 3);
   const auto packed = gpu().pack_linear(w.view());

@@ -4,24 +4,13 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/acquire.cuh"
 #include "backends/cuda/launch/experts.h"
 
 namespace quatrain::cuda {
 
-__device__ inline std::uint32_t load_acquire(const std::uint32_t* p) {
-  std::uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-/// For waiting, before a load that acquires.
-__device__ inline std::uint32_t load_relaxed(const std::uint32_t* p) {
-  std::uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-
-/// The same between threads of one block, in shared memory. A build for racecheck, which knows no
-/// acquiring loads, uses atomic operations instead.
+/// load_acquire between threads of one block, in shared memory. A build for racecheck, which knows
+/// no acquiring loads, uses atomic operations instead.
 __device__ inline std::uint32_t load_acquire_shared(std::uint32_t* p) {
 #ifdef QUATRAIN_RACECHECK
   return atomicAdd(p, 0u);

@@ -110,24 +110,34 @@ class StripCopier {
 
   /// Zeros where the matrix ends.
   __device__ void copy(int strip, char* lane_slot) const {
+    copy_pieces<0, kPieces<kKind>>(strip, lane_slot);
+  }
+  /// Of the block's pieces kCount from kFirst on.
+  template <int kFirst, int kCount>
+  __device__ void copy_pieces(int strip, char* lane_slot) const {
     const int first = strip * kStripRows;
-    const char* from = from_ + std::int64_t{first} * row_bytes_;
+    const char* from = from_ + std::int64_t{first} * row_bytes_ + 64 * kFirst;
     const char* from8 = from + 8 * row_bytes_;
     const std::uint32_t to = shared_address(lane_slot);
     if (first + 8 < rows_ && kLinearBlock - 4 * kPieceColumns<kKind> < columns_) {
 #pragma unroll
-      for (int i = 0; i < kPieces<kKind>; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         copy16_streamed(to + 2 * i * kPieceStride, from + 64 * i);
         copy16_streamed(to + (2 * i + 1) * kPieceStride, from8 + 64 * i);
       }
       return;
     }
 #pragma unroll
-    for (int i = 0; i < kPieces<kKind>; ++i) {
-      const bool in_row = 4 * i * kPieceColumns<kKind> < columns_;
+    for (int i = 0; i < kCount; ++i) {
+      const bool in_row = 4 * (kFirst + i) * kPieceColumns<kKind> < columns_;
       copy16_or_zeros(to + 2 * i * kPieceStride, from + 64 * i, in_row && first < rows_);
       copy16_or_zeros(to + (2 * i + 1) * kPieceStride, from8 + 64 * i, in_row && first + 8 < rows_);
     }
+  }
+  /// Moves on to the next block of columns.
+  __device__ void next_block() {
+    from_ += bytes_of_columns<kKind>(kLinearBlock);
+    columns_ -= kLinearBlock;
   }
   __device__ static uint4 read_piece(const char* lane_slot, int piece, int half) {
     return *reinterpret_cast<const uint4*>(lane_slot + (2 * piece + half) * kPieceStride);

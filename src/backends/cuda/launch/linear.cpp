@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // linears: sorts the products of a launch by kind of weight and picks the kernel by tokens.
+#include <algorithm>
+
 #include "backends/cuda/launch/linear_stream.h"
 #include "backends/cuda/launch/linear_tiles.h"
 
 namespace quatrain::cuda {
 namespace {
 
-// From here on a tile of 128 tokens beats reading the weights once more per 16.
-constexpr int kManyTokens = 65;
+// From here on reading the weights once per 64 tokens, with a launch before it that splits the
+// inputs, beats reading them once per 16.
+constexpr int kSomeTokens = 17;
+// From here on tiles of 128 tokens are faster.
+constexpr int kManyTokens = 257;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -90,14 +95,18 @@ bool has_fast_linear(const Matrix& w) {
 
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
   if (args.tokens == 0 || args.count == 0) return;
-  const int cols = args.products[0].w.cols;
-  if (args.tokens < kManyTokens || scratch.bytes < tile_scratch_bytes(cols, args.groups))
-    stream_linears(as_stream(args), stream);
-  else
-    for (const LinearKind kind : kKinds) {
-      const LinearTiles tiles = as_tiles(args, kind);
-      if (tiles.count > 0) multiply_tiles(kind, tiles, scratch, stream);
-    }
+  LinearTiles tiles[kLinearKinds];
+  std::int64_t wanted = 0;
+  const bool few = args.tokens < kSomeTokens, many = args.tokens >= kManyTokens;
+  for (int i = 0; i < kLinearKinds; ++i) {
+    tiles[i] = as_tiles(args, kKinds[i]);
+    wanted = std::max(wanted, many ? tile_scratch_bytes(tiles[i].cols, args.groups)
+                                   : narrow_scratch_bytes(tiles[i]));
+  }
+  if (few || scratch.bytes < wanted) return stream_linears(as_stream(args), stream);
+  for (int i = 0; i < kLinearKinds; ++i)
+    if (tiles[i].count > 0)
+      (many ? multiply_tiles : multiply_narrow)(kKinds[i], tiles[i], scratch, stream);
 }
 
 }  // namespace quatrain::cuda

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Several products of one input and one kind of weight by many tokens, cut into tiles: what
-// linears() hands to the kernels of linear_tiles.cu.
+// linears() hands to the kernels of linear_narrow.cu, for some dozens of tokens, and of
+// linear_tiles.cu.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,6 +33,11 @@ struct LinearTiles {
   int count = 0;
   TiledProduct products[kMaxProducts] = {};
 };
+
+/// The scratch has room for narrow_scratch_bytes(). Cuts the products into tiles of its own.
+void multiply_narrow(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
+                     cudaStream_t stream);
+std::int64_t narrow_scratch_bytes(const LinearTiles& args);
 
 /// The scratch has room for one tile of tokens at least.
 void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,

@@ -13,8 +13,7 @@
 
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/dependent.cuh"
-#include "backends/cuda/device/linear_strip.cuh"
-#include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/device/linear_blobs.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
@@ -27,18 +26,10 @@ constexpr int kGroupThreads = 128;
 constexpr int kThreads = 3 * kGroupThreads;
 constexpr int kTokens = 128;
 constexpr int kStages = 4;
-constexpr int kPartBytes = kTokens * 128;                  // 64 columns of one part of all tokens
-constexpr int kHalfBytes = 2 * kPartBytes;                 // both parts
-constexpr int kFactorBytes = kTokens * 4;                  // of the tokens; after the second half
-constexpr int kBlobBytes = 2 * kHalfBytes + kFactorBytes;  // a block of columns
+using Blob = InputBlob<kTokens>;
+constexpr int kPartBytes = Blob::kPartBytes, kHalfBytes = Blob::kHalfBytes;
 // Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
 constexpr int kCopyRegisters = 40, kProductRegisters = 232;
-
-/// The split inputs of one block of columns of a tile of tokens.
-__device__ inline std::int64_t blob_offset(int token_tile, int group, int groups, int block,
-                                           int blocks) {
-  return ((std::int64_t{token_tile} * groups + group) * blocks + block) * kBlobBytes;
-}
 
 struct Shared {
   char* stages;    // [kStages] half blobs: [2 parts][kTokens][128], swizzled; factors
@@ -51,7 +42,7 @@ struct Shared {
   static constexpr int kTotalBytes = 16 * 2 * kGroupThreads * 16;
   static constexpr std::size_t kBytes =
       1024 + kTotalBytes + kStages * (static_cast<std::size_t>(kStride) + 2 * sizeof(Barrier));
-  static_assert(kFactorBytes <= kStride - kHalfBytes);
+  static_assert(Blob::kFactorBytes <= kStride - kHalfBytes);
   __device__ explicit Shared(char* memory) {
     const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
     stages = memory + (1024 - address % 1024) % 1024;
@@ -61,79 +52,12 @@ struct Shared {
   }
 };
 
-/// Where element i of the inputs' order of a block (place_of_column) belongs in a token's part.
-__device__ inline int swizzled_offset(int place, int token) {
-  const int step = (place >> 5) * 2 + ((place >> 2) & 1);
-  const int lane = (place >> 3) & 3, element = place & 3;
-  const int chunk = (step % 4 * 2 + (element >> 1)) ^ (token % 8);  // of 16 bytes
-  return step / 4 * kHalfBytes + token * 128 + chunk * 16 + lane * 4 + (element & 1) * 2;
-}
-
-/// Splits four columns of a token into a stage.
-template <LinearKind kKind>
-__device__ void split_into(const float4& x, int token, char* stage, float* factors) {
-  const int lane = lane_id();
-  float amax = 0;
-  if constexpr (kKind == LinearKind::kFp8)
-    amax = warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
-  const InputRange range = input_range<kKind>(amax);
-  std::uint32_t word[2][2];
-  split_pair<kKind>(x.x, x.y, range.up, word[0]);
-  split_pair<kKind>(x.z, x.w, range.up, word[1]);
-#pragma unroll
-  for (int p = 0; p < 2; ++p) {
-    char* to = stage + p * kPartBytes;
-    if constexpr (kIsFp4<kKind>) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        *reinterpret_cast<std::uint16_t*>(
-            to + swizzled_offset(place_of_column<kKind>(4 * lane + j), token)) =
-            static_cast<std::uint16_t>(word[j / 2][p] >> (j % 2 * 16));
-    } else {  // a lane's four columns are its four elements
-      const int place = place_of_column<kKind>(4 * lane);
-      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(place, token)) = word[0][p];
-      *reinterpret_cast<std::uint32_t*>(to + swizzled_offset(place + 2, token)) = word[1][p];
-    }
-  }
-  if (lane == 0) factors[token] = range.factor;
-}
-
-/// Four columns of a token's inputs; zeros outside the matrix.
-__device__ inline float4 load_inputs(const LinearTiles& args, int group, int token, int column) {
-  if (token >= args.tokens || column >= args.cols) return {0, 0, 0, 0};
-  const std::int64_t at = (std::int64_t{token} * args.groups + group) * args.cols + column;
-  float4 x = *reinterpret_cast<const float4*>(args.x + at);
-  if (args.up != nullptr) {
-    const float4 up = *reinterpret_cast<const float4*>(args.up + at);
-    x = {swiglu_value(x.x, up.x, args.limit), swiglu_value(x.y, up.y, args.limit),
-         swiglu_value(x.z, up.z, args.limit), swiglu_value(x.w, up.w, args.limit)};
-  }
-  return x;
-}
-
-constexpr int kSplitWarps = 8;
-
-/// A warp per token and block of columns; x is the block, y the tile and the warp of 16 tokens'
-/// turn.
 template <LinearKind kKind>
 __global__ void __launch_bounds__(kSplitWarps* kWarp)
     split_kernel(const __grid_constant__ LinearTiles args, char* blobs) {
   let_next_start();
   wait_for_previous();
-  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-  const int token_tile = static_cast<int>(blockIdx.y), group = static_cast<int>(blockIdx.z);
-  char* blob = blobs + blob_offset(token_tile, group, args.groups, block, blocks);
-  auto* factors = reinterpret_cast<float*>(blob + 2 * kHalfBytes);
-  const int column = block * kLinearBlock + 4 * lane_id();
-  constexpr int kAtOnce = 4;
-  for (int first = warp_id() * kAtOnce; first < kTokens; first += kSplitWarps * kAtOnce) {
-    float4 x[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      x[i] = load_inputs(args, group, token_tile * kTokens + first + i, column);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) split_into<kKind>(x[i], first + i, blob, factors);
-  }
+  split_all<kKind, kTokens>(args, blobs);
 }
 
 /// The tiles of a block, those of one tile of tokens before those of the next.
@@ -146,24 +70,8 @@ struct Tiles {
       : count(args.tiles * ((args.tokens + kTokens - 1) / kTokens)) {}
 };
 
-/// 16 rows of a product and of a group, by one warp.
-struct TileStrip : Strip {
-  int product = 0;
-  int group = 0;
-};
-
 __device__ TileStrip strip_of(const LinearTiles& args, int tile, int warp) {
-  TileStrip strip;
-  while (strip.product + 1 < args.count && tile >= args.products[strip.product + 1].first_tile)
-    ++strip.product;
-  const TiledProduct& product = args.products[strip.product];
-  const int group_rows = product.w.rows / args.groups;
-  const int group_tiles = (group_rows + kTileRows - 1) / kTileRows;
-  const int local = tile - product.first_tile;
-  strip.group = local / group_tiles;
-  strip.row = strip.group * group_rows + local % group_tiles * kTileRows + warp * kStripRows;
-  strip.end = (strip.group + 1) * group_rows;
-  return strip;
+  return strip_of_tile(args, tile, kTileRows, warp * kStripRows);
 }
 
 /// One thread: half blobs to stages as they fall empty.
@@ -176,10 +84,10 @@ __device__ void copy_all(const char* blobs, const LinearTiles& args, int blocks,
     const int group = strip_of(args, t % args.tiles, 0).group;
     for (int half = 0; half < 2 * blocks; ++half) {
       if (!is_first_round) barrier_wait(shared.empty + ring.at, ring.parity ^ 1u);
-      const int bytes = half % 2 == 0 ? kHalfBytes : kHalfBytes + kFactorBytes;
+      const int bytes = half % 2 == 0 ? kHalfBytes : kHalfBytes + Blob::kFactorBytes;
       barrier_expect(shared.full + ring.at, static_cast<std::uint32_t>(bytes));
       bulk_copy(shared.stages + ring.at * Shared::kStride,
-                blobs + blob_offset(t / args.tiles, group, args.groups, half / 2, blocks) +
+                blobs + Blob::offset(t / args.tiles, group, args.groups, half / 2, blocks) +
                     half % 2 * kHalfBytes,
                 static_cast<std::uint32_t>(bytes), shared.full + ring.at);
       ring.next(kStages);
@@ -188,16 +96,7 @@ __device__ void copy_all(const char* blobs, const LinearTiles& args, int blocks,
   }
 }
 
-template <LinearKind kKind>
-__device__ inline void wgmma_of(float (&d)[16][4], const std::uint32_t (&a)[4], std::uint64_t b,
-                                bool add) {
-  if constexpr (kKind == LinearKind::kFp8)
-    wgmma_f16(d, a, b, add);
-  else
-    wgmma_bf16(d, a, b, add);
-}
-
-using Sums = float[16][4];
+using Sums = TileSums<16>;
 
 /// Sums of a slice and all before it. The last ones go to memory, scaled.
 __device__ void add_slice(const LinearTiles& args, const TileStrip& strip, int slice, int token0,
@@ -244,28 +143,9 @@ __device__ inline void multiply_half(const std::uint32_t (&a)[kSteps / 2][2][4],
   for (int i = 0; i < kSteps / 2; ++i)
 #pragma unroll
     for (int part = 0; part < 2; ++part)
-      wgmma_of<kKind>(products, a[half * 2 + i / 2][i % 2],
-                      swizzled_operand(stage + part * kPartBytes + i * 32), half + i + part > 0);
+      wgmma_tile<kKind>(products, a[half * 2 + i / 2][i % 2],
+                        swizzled_operand(stage + part * kPartBytes + i * 32), half + i + part > 0);
   wgmma_commit();
-}
-
-/// sums += the products of a block, scaled.
-template <LinearKind kKind>
-__device__ inline void add_products(const Sums& products, const float (&scale)[2],
-                                    const float* factors, Sums& sums) {
-#pragma unroll
-  for (int n = 0; n < 16; ++n) {
-    if constexpr (kKind == LinearKind::kFp8) {
-      const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * n + lane_id() % 4 * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        sums[n][i] =
-            fmaf(products[n][i], scale[i / 2] * (i % 2 == 0 ? factor.x : factor.y), sums[n][i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] += products[n][i];
-    }
-  }
 }
 
 /// A group of products: 64 rows of each tile, by 16 to a warp.
@@ -370,7 +250,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
   static const auto multiprocessors = static_cast<unsigned>(
       resident_clusters(tiles_kernel<kKind>, {.block = kThreads, .shared = Shared::kBytes}));
   const int blocks = ceil_div(args.cols, kLinearBlock);
-  const std::int64_t tile_bytes = std::int64_t{args.groups} * blocks * kBlobBytes;
+  const std::int64_t tile_bytes = std::int64_t{args.groups} * blocks * Blob::kBytes;
   const int at_once = static_cast<int>(scratch.bytes / tile_bytes) * kTokens;
   auto* blobs = static_cast<char*>(scratch.memory);
   LinearTiles some = args;
@@ -396,7 +276,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
 }  // namespace
 
 std::int64_t tile_scratch_bytes(int cols, int groups) {
-  return std::int64_t{groups} * ceil_div(cols, kLinearBlock) * kBlobBytes;
+  return std::int64_t{groups} * ceil_div(cols, kLinearBlock) * Blob::kBytes;
 }
 
 void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,

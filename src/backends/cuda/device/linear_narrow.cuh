@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// How linear_narrow.cu shares its work out, lays out the shared memory of a block, feeds it with
+// inputs and writes its results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cuda/device/async_copy.cuh"
+#include "backends/cuda/device/linear_blobs.cuh"
+#include "backends/cuda/device/weight_decode.cuh"
+
+namespace quatrain::cuda::narrow {
+
+inline constexpr int kProductThreads = 256;  // two groups
+inline constexpr int kCopyThreads = 128;     // of which one copies
+inline constexpr int kThreads = kCopyThreads + kProductThreads;
+// Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
+inline constexpr int kCopyRegisters = 40, kProductRegisters = 232;
+inline constexpr int kRingBytes = 12 << 10;   // of a warp
+inline constexpr int kInputBytes = 64 << 10;  // of all stages
+
+/// Rows of a tile: 64 to each group and strip of a warp.
+inline constexpr int kRowsPerStrip = 128;
+
+/// Dynamic shared memory of a block.
+template <LinearKind kKind, int kTokens, int kStrips>
+struct Shared {
+  using Blob = InputBlob<kTokens>;
+  // A slot holds half a block of columns of a strip, or all where a lane's 16 bytes span it.
+  static constexpr int kHalves = kPieces<kKind> == 1 ? 1 : 2;
+  static constexpr int kSlotBytes = kStripBytes<kKind> / kHalves;
+  static constexpr int kSlots = kRingBytes / kSlotBytes;
+  static constexpr int kScaleSlots = 8;  // blocks; slots do not run so far ahead
+  static_assert(kSlots / (kHalves * kStrips) + 1 < kScaleSlots || kKind != LinearKind::kFp8);
+  static constexpr int kStages = kInputBytes / Blob::kHalfBytes;
+  static constexpr int kQuads = kStrips * kTokens / 8;  // of a thread's sums
+  static constexpr int kWarps = kProductThreads / kWarp;
+  char* stages;        // [kStages] half blobs
+  char* ring;          // [kWarps][kSlots]
+  float4* totals;      // [kQuads][kProductThreads]: of the slices so far, where a block has all
+  float* factors;      // [kStages / 2][kTokens]
+  float* ring_scales;  // [kWarps][kScaleSlots][kStrips][2]: FP8, of the first and the last row
+  Barrier* full;       // [kStages]
+  Barrier* empty;      // [kStages]
+
+  static constexpr std::size_t kTotalBytes = std::size_t{16} * kQuads * kProductThreads;
+  static constexpr std::size_t kBytes = 1024 + kInputBytes + kWarps * kRingBytes + kTotalBytes +
+                                        kStages / 2 * kTokens * 4 + kWarps * kSlots * 8 +
+                                        2 * kStages * sizeof(Barrier);
+  static_assert(kBytes <= 227 << 10);
+
+  __device__ explicit Shared(char* memory) {
+    stages = memory + (1024 - shared_address(memory) % 1024) % 1024;
+    ring = stages + kInputBytes;
+    totals = reinterpret_cast<float4*>(ring + kWarps * kRingBytes);
+    factors = reinterpret_cast<float*>(totals + kQuads * kProductThreads);
+    ring_scales = factors + kStages / 2 * kTokens;
+    full = reinterpret_cast<Barrier*>(ring_scales + kWarps * kScaleSlots * kStrips * 2);
+    empty = full + kStages;
+  }
+};
+
+/// Where blocks that share a tile meet.
+struct Meeting {
+  int ranks = 1;                      // blocks that share a tile, one per slice
+  float4* sums = nullptr;             // [2][blocks of the grid][quads][kProductThreads]
+  std::uint32_t* arrivals = nullptr;  // [units]; zeros at first
+};
+
+/// What a block works on: units of a tile of rows and a tile of tokens, one slice of the columns of
+/// each, or all in order where it is alone.
+template <int kTokens>
+struct Walk {
+  int unit, units, step;
+  int token_tiles;
+  int first_block, end_block;  // of columns
+
+  int rank;  // among the blocks that share units
+
+  __device__ Walk(const LinearTiles& args, int ranks)
+      : unit(static_cast<int>(blockIdx.x) / ranks),
+        step(static_cast<int>(gridDim.x) / ranks),
+        token_tiles((args.tokens + kTokens - 1) / kTokens),
+        rank(static_cast<int>(blockIdx.x) % ranks) {
+    units = args.tiles * token_tiles;
+    const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
+    first_block = ranks == 1 ? 0 : rank * kSliceBlocks;
+    end_block = ranks == 1 ? blocks : min(first_block + kSliceBlocks, blocks);
+  }
+};
+
+/// One thread: half blobs to stages as they fall empty.
+template <class Memory, int kTokens>
+__device__ void copy_inputs(const char* blobs, const LinearTiles& args, const Walk<kTokens>& walk,
+                            int rows_of_tile, const Memory& shared) {
+  using Blob = InputBlob<kTokens>;
+  const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
+  RingPosition ring;
+  bool is_first_round = true;
+  for (int unit = walk.unit; unit < walk.units; unit += walk.step) {
+    const int group = strip_of_tile(args, unit / walk.token_tiles, rows_of_tile, 0).group;
+    for (int half = 2 * walk.first_block; half < 2 * walk.end_block; ++half) {
+      if (!is_first_round) barrier_wait(shared.empty + ring.at, ring.parity ^ 1u);
+      const char* from =
+          blobs + Blob::offset(unit % walk.token_tiles, group, args.groups, half / 2, blocks);
+      constexpr int kBytes = Blob::kHalfBytes, kFactorBytes = Blob::kFactorBytes;
+      const bool has_factors = half % 2 == 1;  // the last that is read
+      barrier_expect(shared.full + ring.at, has_factors ? kBytes + kFactorBytes : kBytes);
+      bulk_copy(shared.stages + ring.at * kBytes, from + half % 2 * kBytes, kBytes,
+                shared.full + ring.at);
+      if (has_factors)
+        bulk_copy(shared.factors + ring.at / 2 * kTokens, from + 2 * kBytes, kFactorBytes,
+                  shared.full + ring.at);
+      ring.next(Memory::kStages);
+      if (ring.at == 0) is_first_round = false;
+    }
+  }
+}
+
+/// Where a lane's sums of a strip go: two rows, by two tokens of every 8.
+struct Target {
+  float* to;  // of the first row and the lane's first token
+  std::int64_t stride;
+  float scale[2];
+  float global_scale;
+  bool is_there[2];
+  int tokens;  // from the lane's first on
+
+  __device__ Target(const LinearTiles& args, const TileStrip& strip, int token0) {
+    const TiledProduct& product = args.products[strip.product];
+    const int row = strip.row + lane_id() / 4, token = token0 + lane_id() % 4 * 2;
+    to = product.out + std::int64_t{token} * product.w.rows + row;
+    stride = product.w.rows;
+    global_scale = product.w.global_scale;
+    tokens = args.tokens - token;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      is_there[half] = row + 8 * half < strip.end;
+      scale[half] = is_there[half] ? row_scale(product.w, row + 8 * half) : 0.0f;
+    }
+  }
+  /// Sums of tokens 8 n on.
+  __device__ void write(int n, const float4& sum) const {
+    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (8 * n + i >= tokens) continue;
+      float* at = to + (8 * n + i) * stride;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (is_there[half]) at[8 * half] = values[2 * half + i] * scale[half] * global_scale;
+    }
+  }
+};
+
+}  // namespace quatrain::cuda::narrow

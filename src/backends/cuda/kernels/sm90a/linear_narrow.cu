@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: Apache-2.0
+// linears for some dozens of tokens: weights stream through the chip once for 64 tokens.
+//
+// Inputs are split beforehand, by a first kernel, into blobs that one bulk copy each brings to
+// shared memory. A block has a tile of weight rows and 32 or 64 tokens; each of its 8 warps streams
+// its own rows through a ring in shared memory that every lane fills and empties for itself, and
+// decodes them into operand A of warpgroup products. With two strips to a warp, the products of one
+// run while the other's weights are decoded and its sums scaled.
+//
+// Where there are few tiles, several blocks share one: each takes one slice of the columns, writes
+// its sums to memory, waits for the others and adds up a part. Sums are those of linear_stream.cu
+// in the same order, and have the same bits.
+//
+// Limits: with FP8 weights and 64 tokens tensor cores, since inputs have two parts; memory with
+// BF16 weights or fewer tokens.
+#include <algorithm>
+#include <utility>
+
+#include "backends/cuda/device/acquire.cuh"
+#include "backends/cuda/device/async_copy.cuh"
+#include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/linear_blobs.cuh"
+#include "backends/cuda/device/linear_narrow.cuh"
+#include "backends/cuda/device/wgmma_tile.cuh"
+#include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/linear_tiles.h"
+
+namespace quatrain::cuda {
+namespace {
+
+using namespace narrow;
+
+template <LinearKind kKind, int kTokens>
+__global__ void __launch_bounds__(kSplitWarps* kWarp)
+    split_kernel(const __grid_constant__ LinearTiles args, char* blobs, std::uint32_t* arrivals,
+                 int units) {
+  wait_for_previous();
+  let_next_start();  // which then takes no room from what this kernel waited for
+  if (blockIdx.x + blockIdx.y + blockIdx.z == 0)
+    for (int i = static_cast<int>(threadIdx.x); i < units; i += kSplitWarps * kWarp)
+      arrivals[i] = 0;
+  split_all<kKind, kTokens>(args, blobs);
+}
+
+/// The warps that multiply. Members are what the phases of a warp share.
+template <LinearKind kKind, int kTokens, int kStrips>
+class Multiplier {
+ public:
+  using Memory = Shared<kKind, kTokens, kStrips>;
+  static constexpr int kTiles = kTokens / 8;
+
+  __device__ Multiplier(const LinearTiles& args, const Meeting& meeting, const Memory& shared)
+      : args_(args),
+        meeting_(meeting),
+        shared_(shared),
+        walk_(args, meeting.ranks),
+        fetched_(walk_),
+        copier_(args.products[0].w, 0, 0, 0),
+        operands_(swizzled_operand(shared_address(shared.stages))) {}
+
+  __device__ void run() {
+    fetched_block_ = walk_.end_block;  // the first fetch finds the first unit
+    fetched_.unit -= fetched_.step;
+    fetch_first(std::make_integer_sequence<int, Memory::kSlots>());
+    wait_for_previous();
+    int nth = 0;
+    for (int unit = walk_.unit; unit < walk_.units; unit += walk_.step, ++nth) {
+      strip_ = strip_of(unit / walk_.token_tiles);
+      token0_ = unit % walk_.token_tiles * kTokens;
+      TileSums<kTiles> sums[kStrips] = {};
+      Fp4Scales scales = {};
+      load_scales(walk_.first_block, scales);
+      for (int block = walk_.first_block; block < walk_.end_block; ++block) {
+        multiply(block, scales, sums);
+        if (meeting_.ranks > 1 || ((block + 1) % kSliceBlocks != 0 && block + 1 != walk_.end_block))
+          continue;
+        add_slice(block / kSliceBlocks, sums);
+#pragma unroll
+        for (int s = 0; s < kStrips; ++s)
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[s][n][i] = 0;
+      }
+      if (meeting_.ranks > 1) meet(nth, unit, sums);
+    }
+  }
+
+ private:
+  /// FP4: of a block, by strip.
+  struct Fp4Scales {
+    std::uint32_t of[kStrips][2];
+  };
+
+  __device__ static int thread() { return static_cast<int>(threadIdx.x) - kCopyThreads; }
+  __device__ static int warp() { return warp_id() - kCopyThreads / kWarp; }
+  /// The first of the warp's strips; the next is kStripsApart rows further.
+  __device__ TileStrip strip_of(int tile) const {
+    return strip_of_tile(args_, tile, kRowsPerStrip * kStrips,
+                         warp() / 4 * 64 * kStrips + warp() % 4 * kStripRows);
+  }
+  static constexpr int kStripsApart = 64;
+  __device__ TileStrip nth_strip(int s) const {
+    TileStrip strip = strip_;
+    strip.row += s * kStripsApart;
+    return strip;
+  }
+  __device__ char* slot(int i) const {
+    return shared_.ring + (warp() * Memory::kSlots + i) * Memory::kSlotBytes + lane_id() * 16;
+  }
+  __device__ float* block_scales(int nth_block, int s) const {
+    constexpr int kScaleSlots = Memory::kScaleSlots;
+    return shared_.ring_scales +
+           ((warp() * kScaleSlots + nth_block % kScaleSlots) * kStrips + s) * 2;
+  }
+
+  // A block of columns takes kTurns slots: both strips' first halves, then both strips' second.
+  static constexpr int kTurns = Memory::kHalves * kStrips;
+
+  template <int... kFirst>
+  __device__ void fetch_first(std::integer_sequence<int, kFirst...>) {
+    (fetch<kFirst % kTurns>(kFirst), ...);
+  }
+  /// Starts the copy of the next slot but kSlots, `turn` being its turn in its block, as a group of
+  /// its own, with nothing in it at the end.
+  template <int kTurn>
+  __device__ void fetch(int to) {
+    if (kTurn == 0) next_block();
+    if (fetched_block_ < walk_.end_block) {
+      constexpr int kStrip = kTurn % kStrips, kHalf = kTurn / kStrips;
+      constexpr int kCount = kPieces<kKind> / Memory::kHalves;
+      copier_.template copy_pieces<kHalf * kCount, kCount>(kStrip * kStripsApart / kStripRows,
+                                                           slot(to));
+      if constexpr (kKind == LinearKind::kFp8 && kHalf == 0)
+        if (lane_id() < 2) copy_scale(kStrip);
+    }
+    commit_copies();
+  }
+
+  __device__ void next_block() {
+    ++nth_fetched_;
+    if (fetched_block_ + 1 < walk_.end_block) {
+      copier_.next_block();
+      ++fetched_block_;
+      return;
+    }
+    fetched_.unit += fetched_.step;
+    fetched_block_ = walk_.end_block;
+    if (fetched_.unit >= fetched_.units || walk_.first_block == walk_.end_block) return;
+    fetched_block_ = walk_.first_block;
+    source_ = strip_of(fetched_.unit / walk_.token_tiles);
+    copier_ = StripCopier<kKind>(args_.products[source_.product].w, source_.row, source_.end,
+                                 fetched_block_);
+  }
+
+  /// Of the strip's first or last row, by one lane for all.
+  __device__ void copy_scale(int s) const {
+    const Matrix& w = args_.products[source_.product].w;
+    float* to = block_scales(nth_fetched_, s) + lane_id();
+    if (w.format != WeightFormat::kFp8Block) {
+      *to = 1;
+      return;
+    }
+    const int row =
+        min(source_.row + s * kStripsApart + lane_id() * (kStripRows - 1), source_.end - 1);
+    const int columns = (args_.cols + kLinearBlock - 1) / kLinearBlock;
+    copy4(shared_address(to), static_cast<const float*>(w.scales) +
+                                  std::int64_t{row / kLinearBlock} * columns + fetched_block_);
+  }
+
+  __device__ void load_scales(int block, Fp4Scales& scales) const {
+    if constexpr (kIsFp4<kKind>)
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s)
+        StripReader<kKind>(args_.products[strip_.product].w,
+                           {.row = strip_.row + s * kStripsApart, .end = strip_.end}, 0)
+            .load_scales(block, scales.of[s]);
+  }
+
+  /// Operands of half a block's products of a strip, from the ring.
+  template <int kStrip, int kHalf>
+  __device__ void decode_half(const std::uint32_t (&scales)[2], std::uint32_t (&a)[4][4]) const {
+    constexpr int kPairs = kSteps / 2 / kPieces<kKind>;  // of steps that a piece holds
+    // Where a slot is read twice, it is refilled after the second time.
+    constexpr int kAhead = Memory::kHalves == 1 && kHalf == 0 ? kStrip : 0;
+    if constexpr (kHalf < Memory::kHalves) wait_copies<Memory::kSlots - 1 - kAhead>();
+    const int at = next_out_ + kAhead;
+    const char* from = slot(at < Memory::kSlots ? at : at - Memory::kSlots);
+    WeightBlock<kKind> w;
+    w.scale[0] = scales[0];
+    w.scale[1] = scales[1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      constexpr int kFirstPiece = Memory::kHalves == 2 ? kHalf * kPieces<kKind> / 2 : 0;
+      const int pair = 2 * kHalf + i;
+#pragma unroll
+      for (int row = 0; row < 2; ++row)
+        w.piece[pair / kPairs][row] =
+            StripCopier<kKind>::read_piece(from, pair / kPairs - kFirstPiece, row);
+      std::uint32_t pair_of[2][4];
+      decode_pair<kKind>(w, pair, pair_of);
+#pragma unroll
+      for (int step = 0; step < 2; ++step)
+#pragma unroll
+        for (int r = 0; r < 4; ++r) a[2 * i + step][r] = pair_of[step][r];
+    }
+  }
+  /// Once products have begun with what came out of the ring, which therefore has been read.
+  template <int kStrip, int kHalf>
+  __device__ void refill() {
+    if constexpr (kHalf + 1 < 2 && Memory::kHalves == 1) return;
+    constexpr int kTurn = Memory::kHalves == 2 ? kHalf * kStrips + kStrip : kStrip;
+    fetch<(kTurn + Memory::kSlots) % kTurns>(next_out_);
+    next_out_ = next_out_ + 1 == Memory::kSlots ? 0 : next_out_ + 1;
+  }
+
+  __device__ void start_half(const std::uint32_t (&a)[4][4], int half, int stage,
+                             TileSums<kTiles>& products) const {
+    // Addresses in descriptors are in units of 16 bytes.
+    using Blob = typename Memory::Blob;
+    const std::uint64_t from = operands_ + stage * (Blob::kHalfBytes / 16);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int part = 0; part < 2; ++part)
+        wgmma_tile<kKind, kTiles>(products, a[i], from + (part * Blob::kPartBytes + i * 32) / 16,
+                                  half + i + part > 0);
+    wgmma_commit();
+  }
+
+  __device__ void release(int stage) const {
+    __syncwarp();
+    if (lane_id() == 0) barrier_arrive(shared_.empty + stage);
+  }
+  __device__ static void keep(std::uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) keep_operand(a[i]);
+  }
+
+  /// A strip's products of half a block, under way. Two strips take turns with one buffer for
+  /// operands each, one strip has a buffer for each half.
+  template <int kStrip, int kHalf>
+  __device__ void begin(int stage, const Fp4Scales& scales, std::uint32_t (&a)[2][4][4],
+                        TileSums<kTiles>& products) {
+    constexpr int kBuffer = kStrips == 2 ? kStrip : kHalf;
+    decode_half<kStrip, kHalf>(scales.of[kStrip], a[kBuffer]);
+    start_half(a[kBuffer], kHalf, stage, products);
+    refill<kStrip, kHalf>();
+  }
+
+  /// sums += the products of a block of columns, scaled.
+  __device__ void multiply(int block, Fp4Scales& scales, TileSums<kTiles> (&sums)[kStrips]) {
+    TileSums<kTiles> products[kStrips];
+    std::uint32_t a[2][4][4];
+    const int first = ring_.at;
+    barrier_wait(shared_.full + first, ring_.parity);
+    ring_.next(Memory::kStages);
+    begin<0, 0>(first, scales, a, products[0]);
+    if constexpr (kStrips == 2) begin<1, 0>(first, scales, a, products[1]);
+    const int second = ring_.at;
+    barrier_wait(shared_.full + second, ring_.parity);
+    ring_.next(Memory::kStages);
+    if constexpr (kStrips == 2) {
+      wgmma_wait<1>();
+      keep(a[0]);
+      begin<0, 1>(second, scales, a, products[0]);
+      wgmma_wait<1>();
+      keep(a[1]);
+      release(first);
+      begin<1, 1>(second, scales, a, products[1]);
+    } else {
+      begin<0, 1>(second, scales, a, products[0]);
+      wgmma_wait<1>();
+      release(first);
+    }
+    if (block + 1 < walk_.end_block) load_scales(block + 1, scales);
+    __syncwarp();  // scales came by other lanes
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      float factors[2];
+      read_factors(s, factors);
+      if (s + 1 < kStrips)
+        wgmma_wait<1>();
+      else
+        wgmma_wait<0>();
+      keep_sums<kTiles>(products[s]);
+      keep(a[s]);
+      if constexpr (kStrips == 1) keep(a[1]);
+      add_products<kKind, kTiles>(products[s], factors, shared_.factors + second / 2 * kTokens,
+                                  sums[s]);
+    }
+    ++nth_block_;
+    release(second);
+  }
+
+  /// What the products of the lane's two rows are multiplied by.
+  __device__ void read_factors(int s, float (&out)[2]) const {
+    if constexpr (kKind == LinearKind::kFp8) {
+      const float* scales = block_scales(nth_block_, s);
+      const int row = strip_.row + s * kStripsApart;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        out[half] = scales[(row + lane_id() / 4 + 8 * half) / kLinearBlock != row / kLinearBlock];
+    }
+  }
+
+  /// Sums of a slice and all before it, of a block alone. The last ones go to memory.
+  __device__ void add_slice(int slice, TileSums<kTiles> (&sums)[kStrips]) const {
+    const bool is_last = slice + 1 == args_.slices;
+    float4* totals = shared_.totals + thread();
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      if (slice > 0)
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const float4 before = totals[(s * kTiles + n) * kProductThreads];
+          sums[s][n][0] = before.x + sums[s][n][0];
+          sums[s][n][1] = before.y + sums[s][n][1];
+          sums[s][n][2] = before.z + sums[s][n][2];
+          sums[s][n][3] = before.w + sums[s][n][3];
+        }
+      if (!is_last)
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n)
+          totals[(s * kTiles + n) * kProductThreads] = {sums[s][n][0], sums[s][n][1], sums[s][n][2],
+                                                        sums[s][n][3]};
+    }
+    if (!is_last) return;
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      const Target target(args_, nth_strip(s), token0_);
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n)
+        target.write(n, {sums[s][n][0], sums[s][n][1], sums[s][n][2], sums[s][n][3]});
+    }
+  }
+
+  /// The sums of all slices of a unit, its nth: every block adds up a share of the quads. That of
+  /// the next unit but one overwrites them, when all have come to the next and so left this one.
+  __device__ void meet(int nth, int unit, const TileSums<kTiles> (&sums)[kStrips]) const {
+    constexpr int kQuads = Memory::kQuads;
+    const int ranks = meeting_.ranks;
+    const auto sums_of = [&](int rank) {
+      const int block = static_cast<int>(blockIdx.x) - walk_.rank + rank;
+      return meeting_.sums +
+             (std::int64_t{nth % 2} * gridDim.x + block) * (kQuads * kProductThreads) + thread();
+    };
+    float4* own = sums_of(walk_.rank);
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      const float(&v)[4] = sums[q / kTiles][q % kTiles];
+      __stcg(own + q * kProductThreads, {v[0], v[1], v[2], v[3]});
+    }
+    named_sync(1, kProductThreads);
+    if (thread() == 0) {
+      __threadfence();
+      atomicAdd(meeting_.arrivals + unit, 1u);
+      while (load_acquire(meeting_.arrivals + unit) < static_cast<std::uint32_t>(ranks)) {
+      }
+    }
+    named_sync(1, kProductThreads);
+    const int end = (walk_.rank + 1) * kQuads / ranks;
+#pragma unroll 1
+    for (int q = walk_.rank * kQuads / ranks; q < end; ++q) {
+      float4 total = __ldcg(sums_of(0) + q * kProductThreads);
+#pragma unroll 4
+      for (int rank = 1; rank < ranks; ++rank) {
+        const float4 next = __ldcg(sums_of(rank) + q * kProductThreads);
+        total = {total.x + next.x, total.y + next.y, total.z + next.z, total.w + next.w};
+      }
+      Target(args_, nth_strip(q / kTiles), token0_).write(q % kTiles, total);
+    }
+  }
+
+  const LinearTiles& args_;
+  const Meeting& meeting_;
+  const Memory& shared_;
+  const Walk<kTokens> walk_;
+  Walk<kTokens> fetched_;      // the unit whose weights are asked for
+  int fetched_block_ = 0;      // the next block of it
+  TileStrip source_;           // the warp's first strip of it
+  StripCopier<kKind> copier_;  // from there
+  int next_out_ = 0;           // slot; the next to be filled is the same
+  int nth_block_ = 0;          // of all that this block multiplies
+  int nth_fetched_ = -1;
+  TileStrip strip_;  // the warp's first of the unit
+  int token0_ = 0;
+  const std::uint64_t operands_;  // describes the first stage
+  RingPosition ring_;
+};
+
+template <LinearKind kKind, int kTokens, int kStrips>
+__global__ void __launch_bounds__(kThreads, 1)
+    narrow_kernel(const __grid_constant__ LinearTiles args, const __grid_constant__ Meeting meeting,
+                  const char* blobs) {
+  extern __shared__ char memory[];
+  using Memory = Shared<kKind, kTokens, kStrips>;
+  let_next_start();
+  const Memory shared(memory);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < Memory::kStages; ++s) {
+      barrier_init(shared.full + s, 1);  // the thread that copies
+      barrier_init(shared.empty + s, Memory::kWarps);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < kCopyThreads) {
+    lower_registers<kCopyRegisters>();
+    wait_for_previous();
+    if (threadIdx.x == 0)
+      copy_inputs<Memory, kTokens>(blobs, args, Walk<kTokens>(args, meeting.ranks),
+                                   kRowsPerStrip * kStrips, shared);
+  } else {
+    raise_registers<kProductRegisters>();
+    Multiplier<kKind, kTokens, kStrips>(args, meeting, shared).run();
+  }
+}
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0, found = 0;
+    QT_CUDA(cudaGetDevice(&device));
+    QT_CUDA(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device));
+    return found;
+  }();
+  return count;
+}
+
+int tiles_of(const LinearTiles& args, int rows) {
+  int tiles = 0;
+  for (int i = 0; i < args.count; ++i)
+    tiles += args.groups * ceil_div(args.products[i].w.rows / args.groups, rows);
+  return tiles;
+}
+
+/// How a launch is cut.
+struct Cut {
+  int strips = 1;  // of a warp
+  int ranks = 1;   // blocks that share a tile's slices
+};
+
+/// Blocks' time in units of one of two strips' work on a block of columns.
+double time_of(const LinearTiles& args, int tokens, const Cut& cut) {
+  constexpr double kMeeting = 3;  // for each tile
+  const int blocks = ceil_div(args.cols, kLinearBlock);
+  const int units = tiles_of(args, kRowsPerStrip * cut.strips) * ceil_div(args.tokens, tokens);
+  const int waves = ceil_div(units, multiprocessors() / cut.ranks);
+  const int own = cut.ranks > 1 ? kSliceBlocks : blocks;
+  // One strip alone leaves gaps between its products.
+  const double strips = cut.strips == 1 ? 1.25 : 2.0;
+  return waves * (own * strips + (cut.ranks > 1 ? kMeeting : 0));
+}
+
+Cut best_cut(const LinearTiles& args, int tokens) {
+  Cut best;
+  double least = 1e30;
+  for (const int strips : {2, 1})
+    for (const int ranks : {1, args.slices}) {
+      if (ranks > multiprocessors()) continue;
+      const Cut cut{.strips = strips, .ranks = ranks};
+      const double time = time_of(args, tokens, cut);
+      if (time < least) {
+        least = time;
+        best = cut;
+      }
+    }
+  return best;
+}
+
+/// Parts of the scratch: inputs, sums of blocks that share tiles, arrivals.
+template <int kTokens>
+struct Parts {
+  static constexpr std::int64_t kMostBlockBytes = std::int64_t{256} * kTokens * 4;
+  std::int64_t sums_at, arrivals_at, bytes;
+
+  explicit Parts(const LinearTiles& args) {
+    const int token_tiles = ceil_div(args.tokens, kTokens);
+    sums_at = std::int64_t{args.groups} * ceil_div(args.cols, kLinearBlock) * token_tiles *
+              InputBlob<kTokens>::kBytes;
+    arrivals_at = sums_at + 2 * multiprocessors() * kMostBlockBytes;
+    bytes = arrivals_at + std::int64_t{4} * tiles_of(args, kRowsPerStrip) * token_tiles;
+  }
+};
+
+template <LinearKind kKind, int kTokens, int kStrips>
+void launch_narrow(LinearTiles args, int ranks, const LinearScratch& scratch, cudaStream_t stream) {
+  const auto kernel = narrow_kernel<kKind, kTokens, kStrips>;
+  using Memory = Shared<kKind, kTokens, kStrips>;
+  static const bool allowed = (allow_shared(kernel, Memory::kBytes), true);
+  (void)allowed;
+  args.tiles = 0;
+  for (int i = 0; i < args.count; ++i) {
+    args.products[i].first_tile = args.tiles;
+    args.tiles +=
+        args.groups * ceil_div(args.products[i].w.rows / args.groups, kRowsPerStrip * kStrips);
+  }
+  const Parts<kTokens> parts(args);
+  auto* blobs = static_cast<char*>(scratch.memory);
+  const Meeting meeting{.ranks = ranks,
+                        .sums = reinterpret_cast<float4*>(blobs + parts.sums_at),
+                        .arrivals = reinterpret_cast<std::uint32_t*>(blobs + parts.arrivals_at)};
+  const int token_tiles = ceil_div(args.tokens, kTokens), units = args.tiles * token_tiles;
+  launch(split_kernel<kKind, kTokens>,
+         {.grid = dim3(static_cast<unsigned>(ceil_div(args.cols, kLinearBlock)),
+                       static_cast<unsigned>(token_tiles), static_cast<unsigned>(args.groups)),
+          .block = kSplitWarps * kWarp},
+         stream, args, blobs, meeting.arrivals, ranks > 1 ? units : 0);
+  // One block fits a multiprocessor; those that wait for each other are all there.
+  const int groups = std::min(units, multiprocessors() / ranks);
+  launch(
+      kernel,
+      {.grid = static_cast<unsigned>(groups * ranks), .block = kThreads, .shared = Memory::kBytes},
+      stream, args, meeting, blobs);
+}
+
+template <LinearKind kKind, int kTokens>
+void cut_and_launch(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
+  const Cut cut = best_cut(args, kTokens);
+  if (cut.strips == 2)
+    launch_narrow<kKind, kTokens, 2>(args, cut.ranks, scratch, stream);
+  else
+    launch_narrow<kKind, kTokens, 1>(args, cut.ranks, scratch, stream);
+}
+
+template <LinearKind kKind>
+void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
+  if (args.tokens > 32)
+    cut_and_launch<kKind, 64>(args, scratch, stream);
+  else
+    cut_and_launch<kKind, 32>(args, scratch, stream);
+}
+
+}  // namespace
+
+std::int64_t narrow_scratch_bytes(const LinearTiles& args) {
+  return args.tokens > 32 ? Parts<64>(args).bytes : Parts<32>(args).bytes;
+}
+
+void multiply_narrow(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
+                     cudaStream_t stream) {
+  switch (kind) {
+    case LinearKind::kBf16:
+      return launch_kind<LinearKind::kBf16>(args, scratch, stream);
+    case LinearKind::kFp8:
+      return launch_kind<LinearKind::kFp8>(args, scratch, stream);
+    case LinearKind::kNvfp4:
+      return launch_kind<LinearKind::kNvfp4>(args, scratch, stream);
+    case LinearKind::kMxfp4:
+      return launch_kind<LinearKind::kMxfp4>(args, scratch, stream);
+  }
+}
+
+}  // namespace quatrain::cuda
