@@ -42,6 +42,12 @@ void ModelFlags::add_to(CLI::App& app) {
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8", "nvfp4", "static"}))
       ->capture_default_str();
   app.add_option(
+         "--linear-activations", linear_activations,
+         "Inputs of linears whose weights are in FP8 blocks: fp32, or fp8 (a power of two per "
+         "row and 128 columns; refused where other linears should have them)")
+      ->check(CLI::IsMember({"fp32", "fp8"}))
+      ->capture_default_str();
+  app.add_option(
          "--kv-cache-dtype", kv_cache_dtype,
          "Type of the caches: auto (fp32 on the CPU, fp16 on a GPU), fp16, bf16, fp32, or fp8 "
          "(packed FP8 latents and FP4 index keys; implies --sim on)")
@@ -131,6 +137,8 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
   options.numerics.sim = flags.sim == "on" || ops_->cache_dtype() == DType::kU8;
   options.numerics.expert_activations =
       parse_activations(flags.expert_activations, ops_->backend_name());
+  options.numerics.linear_activations =
+      flags.linear_activations == "fp8" ? LinearActivations::kFp8 : LinearActivations::kFull;
 
   const auto start = std::chrono::steady_clock::now();
   const ModelSource source = flags.open();

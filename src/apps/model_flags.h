@@ -24,6 +24,7 @@ struct ModelFlags {
   std::int64_t layers = 0;  ///< of the made-up model; 0: as published
   std::string backend = "auto";
   std::string expert_activations = "auto";
+  std::string linear_activations = "fp32";
   std::string kv_cache_dtype = "auto";
   std::string sim = "off";
   std::string trace;

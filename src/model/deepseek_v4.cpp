@@ -29,12 +29,39 @@ struct DeepseekV4::Residual {
   op::HcPost update() const { return {.f = f, .post = post, .comb = comb, .streams = streams}; }
 };
 
+namespace {
+
+// FP8 activations are for weights in FP8 blocks; the rest of such a model has none.
+void need_fp8_linears(const ModelWeights& weights) {
+  const auto need = [](const LinearPtr& w) {
+    if (w->format != WeightFormat::kFp8Block)
+      fail("{}: FP8 linear activations need weights in FP8 blocks, found {}", w->name,
+           name_of(w->format));
+  };
+  const auto need_layer = [&](const LayerWeights& layer) {
+    const AttentionWeights& a = layer.attn;
+    for (const LinearPtr* w : {&a.wq_a, &a.wq_b, &a.wkv, &a.wo_a, &a.wo_b}) need(*w);
+    if (layer.ratio == 4) need(a.indexer.wq_b);
+    for (const LinearPtr* w : {&layer.ffn.shared_w1, &layer.ffn.shared_w3, &layer.ffn.shared_w2})
+      need(*w);
+  };
+  for (const LayerWeights& layer : weights.layers) need_layer(layer);
+  for (const MtpWeights& mtp : weights.mtp) {
+    need(mtp.e_proj);
+    need(mtp.h_proj);
+    need_layer(mtp.layer);
+  }
+}
+
+}  // namespace
+
 DeepseekV4::DeepseekV4(const V4Config& config, const ModelWeights& weights, Numerics numerics)
     : config_(config), weights_(weights), numerics_(numerics) {
   const std::int64_t index_width = config.index_head_dim;
   if (numerics.sim && (index_width & (index_width - 1)) != 0)
     fail("index_head_dim: rounding index keys to the cache's grid needs a power of two, found {}",
          index_width);
+  if (numerics.linear_activations == LinearActivations::kFp8) need_fp8_linears(weights);
   if (numerics.expert_activations != ExpertActivations::kNvfp4 &&
       numerics.expert_activations != ExpertActivations::kStatic)
     return;
@@ -84,7 +111,10 @@ void DeepseekV4::forward_mtp(Ops& ops, Arena& arena, const Batch& next, const Kv
   ops.embed({.ids = next.token_ids, .table = weights_.embed, .streams = embedded});
   Tensor e = norm(step, embedded.reshaped({tokens, width}), w.enorm);
   Tensor h = norm(step, streams.reshaped({tokens * hc, width}), w.hnorm);
-  ops.linear({.x = h, .w = w.h_proj.get(), .out = streams.reshaped({tokens * hc, width})});
+  ops.linear({.x = h,
+              .w = w.h_proj.get(),
+              .out = streams.reshaped({tokens * hc, width}),
+              .activations = numerics_.linear_activations});
   ops.add_to_streams({.e = linear(step, e, *w.e_proj), .streams = streams});
 
   Residual residual = make_residual(step, streams);
@@ -156,7 +186,7 @@ void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerC
   Tensor qr = step.make({tokens, a.wq_a->rows}), kv = step.make({tokens, n});
   CompressorInputs entry, key;
   Tensor head_weights;
-  op::Linears of_x{.x = x};
+  op::Linears of_x{.x = x, .activations = numerics_.linear_activations};
   of_x.add(*a.wq_a, qr);
   of_x.add(*a.wkv, kv);
   if (w.ratio > 0) entry = add_compressor(step, a.compressor, of_x);
@@ -194,7 +224,7 @@ void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerC
   // Queries are normalised per head without a weight, those of the indexer not at all: attention
   // and the choice of entries see to it.
   Tensor q = step.make({tokens, heads, n}), index_q;
-  op::Linears of_qr{.x = qr};
+  op::Linears of_qr{.x = qr, .activations = numerics_.linear_activations};
   of_qr.add(*a.wq_b, q.reshaped({tokens, heads * n}));
   if (w.ratio == 4) {
     index_q = step.make({tokens, config_.index_num_heads, config_.index_head_dim});
@@ -219,10 +249,14 @@ void DeepseekV4::attention(const Step& step, const LayerWeights& w, const LayerC
            .rows = {{{.x = q, .inv_freq = inv_freq}}}, .eps = eps, .positions = batch.positions}});
 
   Tensor u = step.make({tokens, groups, config_.o_lora_rank});
-  step.ops.grouped_linear(
-      {.x = o.reshaped({tokens, groups, heads / groups * n}), .w = a.wo_a.get(), .out = u});
-  step.ops.linear(
-      {.x = u.reshaped({tokens, groups * config_.o_lora_rank}), .w = a.wo_b.get(), .out = out});
+  step.ops.grouped_linear({.x = o.reshaped({tokens, groups, heads / groups * n}),
+                           .w = a.wo_a.get(),
+                           .out = u,
+                           .activations = numerics_.linear_activations});
+  step.ops.linear({.x = u.reshaped({tokens, groups * config_.o_lora_rank}),
+                   .w = a.wo_b.get(),
+                   .out = out,
+                   .activations = numerics_.linear_activations});
 }
 
 // The lightning indexer: keys of its own compressor, rotated queries from qr, head weights from x.
@@ -275,7 +309,7 @@ void DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x, Tensor out
   const auto limit = static_cast<float>(config_.swiglu_limit);
   Tensor scores = step.make_f32({tokens, config_.num_experts});
   Tensor gate = step.make({tokens, w.shared_w1->rows}), up = step.make({tokens, w.shared_w3->rows});
-  op::Linears of_x{.x = x};
+  op::Linears of_x{.x = x, .activations = numerics_.linear_activations};
   of_x.add(*w.gate, scores, true);
   of_x.add(*w.shared_w1, gate);
   of_x.add(*w.shared_w3, up);
@@ -292,8 +326,12 @@ void DeepseekV4::moe(const Step& step, const FfnWeights& w, Tensor x, Tensor out
                   .weights = weights});
 
   // The shared expert first; the routed ones add to it.
-  step.ops.swiglu_linear(
-      {.gate = gate, .up = up, .limit = limit, .w = w.shared_w2.get(), .out = out});
+  step.ops.swiglu_linear({.gate = gate,
+                          .up = up,
+                          .limit = limit,
+                          .w = w.shared_w2.get(),
+                          .out = out,
+                          .activations = numerics_.linear_activations});
   step.ops.experts({.batch = step.batch,
                     .x = x,
                     .ids = ids,
@@ -327,7 +365,7 @@ Tensor DeepseekV4::norm(const Step& step, Tensor x, Tensor weight) const {
 
 Tensor DeepseekV4::linear(const Step& step, Tensor x, const PackedLinear& w) const {
   Tensor out = step.make({x.dim(0), w.rows});
-  step.ops.linear({.x = x, .w = &w, .out = out});
+  step.ops.linear({.x = x, .w = &w, .out = out, .activations = numerics_.linear_activations});
   return out;
 }
 

@@ -16,6 +16,8 @@ struct Numerics {
   /// Round cached latents and index keys to the grid of the packed caches (official numerics).
   bool sim = false;
   ExpertActivations expert_activations = ExpertActivations::kFull;
+  /// kFp8 needs all linears in FP8 blocks that the official model has in FP8.
+  LinearActivations linear_activations = LinearActivations::kFull;
 };
 
 class DeepseekV4 {

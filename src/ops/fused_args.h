@@ -24,6 +24,7 @@ struct Linears {
   Tensor x;  // [T, cols]
   std::array<Product, kMost> products{};
   int count = 0;
+  LinearActivations activations = LinearActivations::kFull;
 
   void add(const PackedLinear& w, Tensor out, bool precise = false) {
     QT_CHECK(count < kMost, "more than {} linears of one input", kMost);
@@ -46,6 +47,7 @@ struct SwiGluLinear {
   float limit = 0;
   const PackedLinear* w = nullptr;  // [rows, I]
   Tensor out;                       // [T, rows]
+  LinearActivations activations = LinearActivations::kFull;
   template <class F>
   void fields(F&& f) const {
     f.in("gate", gate);

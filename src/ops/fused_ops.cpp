@@ -7,13 +7,17 @@ namespace quatrain {
 void Ops::linears(const op::Linears& args) {
   for (int i = 0; i < args.count; ++i) {
     const auto& product = args.products[static_cast<std::size_t>(i)];
-    linear({.x = args.x, .w = product.w, .out = product.out, .precise = product.precise});
+    linear({.x = args.x,
+            .w = product.w,
+            .out = product.out,
+            .precise = product.precise,
+            .activations = args.activations});
   }
 }
 
 void Ops::swiglu_linear(const op::SwiGluLinear& args) {
   swiglu({.gate = args.gate, .up = args.up, .limit = args.limit, .out = args.gate});
-  linear({.x = args.gate, .w = args.w, .out = args.out});
+  linear({.x = args.gate, .w = args.w, .out = args.out, .activations = args.activations});
 }
 
 void Ops::hc_pre_norm(const op::HcPreNorm& args) {

@@ -68,6 +68,13 @@ enum class ExpertActivations : std::uint8_t {
   kInt8,    ///< int8 with one FP32 scale per 32, for 4-bit weights; others take FP32 (CPU only)
 };
 
+/// What products with weights in FP8 blocks take of their inputs; others, and precise ones, are not
+/// concerned.
+enum class LinearActivations : std::uint8_t {
+  kFull,  ///< FP32, or as much of it as a backend's products take
+  kFp8,   ///< rounded to the grid of core/fp8_activations.h: a power of two per 128 columns
+};
+
 namespace op {
 
 // streams[t, s, :] = table[ids[t], :] for every stream s
@@ -158,6 +165,7 @@ struct Linear {
   const PackedLinear* w = nullptr;
   Tensor out;  // [T, rows]; activation type or F32
   bool precise = false;
+  LinearActivations activations = LinearActivations::kFull;
   template <class F>
   void fields(F&& f) const {
     f.in("x", x);
@@ -171,6 +179,7 @@ struct GroupedLinear {
   Tensor x;  // [T, G, cols]
   const PackedLinear* w = nullptr;
   Tensor out;  // [T, G, rows / G]
+  LinearActivations activations = LinearActivations::kFull;
   template <class F>
   void fields(F&& f) const {
     f.in("x", x);

@@ -65,6 +65,7 @@ struct StepLimits {
   std::int64_t window = 0;
   std::int64_t index_topk = 0;
   std::int64_t vocab_size = 0;  ///< V; 0 where nothing is sampled
+  LinearActivations linear_activations = LinearActivations::kFull;
 };
 
 /// Of what allocate() takes from; zeros where nobody knows.

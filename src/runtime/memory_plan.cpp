@@ -96,7 +96,8 @@ StepLimits step_limits(const V4Config& config, const EngineOptions& options) {
           .intermediate_size = config.moe_intermediate_size,
           .window = config.sliding_window,
           .index_topk = config.index_topk,
-          .vocab_size = config.vocab_size};
+          .vocab_size = config.vocab_size,
+          .linear_activations = options.numerics.linear_activations};
 }
 
 std::vector<std::int64_t> decode_buckets(const EngineOptions& options) {

@@ -193,6 +193,25 @@ TEST(Weights, StaticActivationsNeedEveryInputScale) {
   EXPECT_THROW(build(drafter, true), Error);
 }
 
+TEST(Weights, Fp8LinearActivationsNeedFp8Blocks) {
+  const Numerics fp8{
+      .sim = false, .expert_activations = {}, .linear_activations = LinearActivations::kFp8};
+  const auto build = [&](const RandomModel& model) {
+    const ModelWeights w = load(model);
+    const V4Config config = read_config(model.write());
+    DeepseekV4(config, w, fp8);
+  };
+  EXPECT_NO_THROW(build(RandomModel(quantised())));
+  try {
+    build(RandomModel());
+    ADD_FAILURE() << "expected an Error";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("layers.0.attn.wq_a: FP8 linear activations need"),
+              std::string::npos)
+        << error.what();
+  }
+}
+
 // Widths that the model takes in full precision but no grid of blocks fits.
 TEST(Weights, RoundingNeedsWidthsThatItsBlocksDivide) {
   TinyShape shape;

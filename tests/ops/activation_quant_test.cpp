@@ -4,6 +4,7 @@
 
 #include "core/fp8_activations.h"
 #include "support/op_harness.h"
+#include "support/random_matrix.h"
 
 namespace quatrain::testing {
 namespace {
@@ -66,6 +67,53 @@ TEST(Fp8Activations, NaNAndInfinitySpoilTheirBlockAlone) {
       EXPECT_TRUE(std::isnan(rounded[i]));
     else
       EXPECT_EQ(rounded[i], clean[i]);
+  }
+}
+
+std::vector<float> product(CpuOps& ops, const PackedLinear& w, std::int64_t tokens,
+                           std::int64_t groups, const std::vector<float>& x,
+                           LinearActivations activations, bool precise = false) {
+  const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
+  in_step([&] {
+    if (groups == 1)
+      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}),
+                  .w = &w,
+                  .out = out,
+                  .precise = precise,
+                  .activations = activations});
+    else
+      ops.grouped_linear({.x = in,
+                          .w = &w,
+                          .out = out.tensor().reshaped({tokens, groups, w.rows / groups}),
+                          .activations = activations});
+  });
+  return out.values();
+}
+
+// Of weights in FP8 blocks the CPU's products with FP8 activations are products of rounded rows.
+TEST(Fp8Activations, LinearsTakeRoundedRows) {
+  constexpr int kBf16 = 1, kBlocks = 6;  // of kMatrixKinds
+  for (const CpuIsa isa : {CpuIsa::kPlain, best_isa()}) {
+    CpuOps ops(2, isa);
+    for (const int kind : {kBf16, kBlocks})
+      for (const std::int64_t groups : {1, 2, 3})
+        for (const std::int64_t tokens : {1, 7, 70}) {
+          RandomMatrix w(kMatrixKinds[kind], 96, 320, 60);
+          const auto packed = ops.pack_linear(w.view());
+          ops.reserve(roomy_limits());
+          const std::vector<float> x = Random(61).normals(tokens * groups * 320, 5);
+          std::vector<float> rounded = x;
+          if (kind == kBlocks)
+            for (std::int64_t r = 0; r < tokens * groups; ++r)
+              fp8_round_row(x.data() + r * 320, 320, rounded.data() + r * 320);
+          const auto plain = LinearActivations::kFull;
+          EXPECT_TRUE(same_bits(product(ops, *packed, tokens, groups, x, LinearActivations::kFp8),
+                                product(ops, *packed, tokens, groups, rounded, plain)));
+          if (groups == 1)
+            EXPECT_TRUE(
+                same_bits(product(ops, *packed, tokens, 1, x, LinearActivations::kFp8, true),
+                          product(ops, *packed, tokens, 1, x, plain)));
+        }
   }
 }
 

@@ -119,6 +119,8 @@ class CpuOps final : public Ops {
   // Work below this many bytes or operations takes less time than waking a thread.
   static constexpr std::int64_t kSmallWork = 32 << 10;
 
+  // Rows of inputs that are rounded to FP8 at a time, those of all groups of a token among them.
+  static constexpr std::int64_t kRoundedGroups = 64;
   // Groups of a grouped linear whose inputs matrix tiles take.
   static constexpr std::int64_t kMostTileGroups = 64;
 
@@ -139,6 +141,10 @@ class CpuOps final : public Ops {
   const float** thread_keys(int thread) { return thread_keys_.get() + thread * key_capacity_; }
 
   // linear.cpp
+  struct LinearRows;
+  void linear_rows(const CpuLinear& w, const LinearRows& rows);
+  void rounded_linear_rows(const CpuLinear& w, const LinearRows& rows);
+  void grouped(const PackedLinear* w, const LinearRows& rows, LinearActivations activations);
   void panel_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
                     std::int64_t x_stride, std::int64_t tokens, float* out,
                     std::int64_t out_stride);
@@ -208,6 +214,7 @@ class CpuOps final : public Ops {
   std::shared_ptr<std::byte> thread_sums_;
   std::int64_t widest_tile_linear_ = 0;
   TileMemory tile_memory_;
+  std::vector<float> rounded_inputs_;  // kRoundedGroups rows of the widest linear in FP8 blocks
   std::vector<SamplerWorkspace> samplers_;
 
   // Scratch of experts(), by slot = t * k + i.

@@ -2,6 +2,7 @@
 // linear, grouped_linear.
 #include <algorithm>
 
+#include "backends/cpu/activation_quant.h"
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/kernels/panel_multiply.h"
 
@@ -112,37 +113,79 @@ void CpuOps::multiply_tiles(const PanelMatrix& w, std::int64_t groups, Inputs&& 
   });
 }
 
-void CpuOps::linear(const op::Linear& args) {
-  const CpuWeight& w = static_cast<const CpuLinear*>(args.w)->weight;
-  const std::int64_t tokens = args.x.dim(0);
-  const float* x = args.x.f32();
-  float* out = args.out.f32();
-  const std::int64_t x_stride = args.x.stride(0);
-  const std::int64_t out_stride = args.out.stride(0);
-  if (w.panels && has_tiles(*w.panels, 1))
-    return tile_linear(*w.panels, 1, x, x_stride, tokens, out, out_stride);
-  if (w.panels) return panel_linear(*w.panels, 1, x, x_stride, tokens, out, out_stride);
-  pool_.parallel_for(args.w->rows, kRowsPerTask,
+/// Inputs [tokens, groups, cols] and outputs [tokens, rows], by the distance of tokens.
+struct CpuOps::LinearRows {
+  std::int64_t groups = 1;
+  std::int64_t tokens = 0;
+  const float* x = nullptr;
+  std::int64_t x_stride = 0;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+};
+
+void CpuOps::linear_rows(const CpuLinear& linear, const LinearRows& rows) {
+  const auto& [groups, tokens, x, x_stride, out, out_stride] = rows;
+  const CpuWeight& w = linear.weight;
+  if (w.panels && has_tiles(*w.panels, groups))
+    return tile_linear(*w.panels, groups, x, x_stride, tokens, out, out_stride);
+  if (w.panels) return panel_linear(*w.panels, groups, x, x_stride, tokens, out, out_stride);
+  pool_.parallel_for(linear.rows, kRowsPerTask,
                      [&](std::int64_t begin, std::int64_t end, int thread) {
-                       plain_linear(w.stored, 1, x, x_stride, tokens, out, out_stride, begin, end,
-                                    thread_row(thread));
+                       plain_linear(w.stored, rows.groups, rows.x, rows.x_stride, rows.tokens,
+                                    rows.out, rows.out_stride, begin, end, thread_row(thread));
                      });
 }
 
+// A few tokens at a time, whose rounded inputs there is room for.
+void CpuOps::rounded_linear_rows(const CpuLinear& w, const LinearRows& rows) {
+  QT_CHECK(rows.groups <= kRoundedGroups, "{}: FP8 activations of {} groups, at most {}", w.name,
+           rows.groups, kRoundedGroups);
+  const std::int64_t width = rows.groups * w.cols;
+  const std::int64_t at_once = kRoundedGroups / rows.groups;
+  for (std::int64_t t = 0; t < rows.tokens; t += at_once) {
+    LinearRows some = rows;
+    some.tokens = std::min(at_once, rows.tokens - t);
+    parallel_for(some.tokens * rows.groups, 1, some.tokens * width * 4,
+                 [&](std::int64_t begin, std::int64_t end, int) {
+                   for (std::int64_t i = begin; i < end; ++i)
+                     fp8_round_row(
+                         rows.x + (t + i / rows.groups) * rows.x_stride + i % rows.groups * w.cols,
+                         w.cols, rounded_inputs_.data() + i * w.cols);
+                 });
+    some.x = rounded_inputs_.data();
+    some.x_stride = width;
+    some.out = rows.out + t * rows.out_stride;
+    linear_rows(w, some);
+  }
+}
+
+void CpuOps::grouped(const PackedLinear* w, const LinearRows& rows, LinearActivations activations) {
+  const auto& linear = static_cast<const CpuLinear&>(*w);
+  if (activations == LinearActivations::kFp8 && w->format == WeightFormat::kFp8Block)
+    rounded_linear_rows(linear, rows);
+  else
+    linear_rows(linear, rows);
+}
+
+void CpuOps::linear(const op::Linear& args) {
+  grouped(args.w,
+          {.tokens = args.x.dim(0),
+           .x = args.x.f32(),
+           .x_stride = args.x.stride(0),
+           .out = args.out.f32(),
+           .out_stride = args.out.stride(0)},
+          args.precise ? LinearActivations::kFull : args.activations);
+}
+
 void CpuOps::grouped_linear(const op::GroupedLinear& args) {
-  const CpuWeight& w = static_cast<const CpuLinear*>(args.w)->weight;
-  const std::int64_t tokens = args.x.dim(0);
-  const std::int64_t groups = args.x.dim(1);
-  const std::int64_t rows = args.w->rows;
-  const std::int64_t x_stride = groups * args.w->cols;
-  const float* x = args.x.f32();
-  float* out = args.out.f32();
-  if (w.panels && has_tiles(*w.panels, groups))
-    return tile_linear(*w.panels, groups, x, x_stride, tokens, out, rows);
-  if (w.panels) return panel_linear(*w.panels, groups, x, x_stride, tokens, out, rows);
-  pool_.parallel_for(rows, kRowsPerTask, [&](std::int64_t begin, std::int64_t end, int thread) {
-    plain_linear(w.stored, groups, x, x_stride, tokens, out, rows, begin, end, thread_row(thread));
-  });
+  grouped(args.w,
+          {.groups = args.x.dim(1),
+           .tokens = args.x.dim(0),
+           .x = args.x.f32(),
+           .x_stride = args.x.dim(1) * args.w->cols,
+           .out = args.out.f32(),
+           .out_stride = args.w->rows},
+          args.activations);
 }
 
 }  // namespace quatrain

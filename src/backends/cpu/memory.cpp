@@ -103,6 +103,9 @@ std::unique_ptr<PackedLinear> CpuOps::pack_linear(const QuantMatrix& w) {
   packed->cols = w.cols;
   packed->bytes = w.bytes();
   packed->weight = pack(w);
+  if (w.format == WeightFormat::kFp8Block)
+    rounded_inputs_.resize(
+        std::max(rounded_inputs_.size(), static_cast<std::size_t>(kRoundedGroups * w.cols)));
   if (packed->weight.panels &&
       kernels_.float_tiles[static_cast<int>(packed->weight.panels->format())])
     widest_tile_linear_ = std::max(widest_tile_linear_, w.cols);

@@ -99,6 +99,8 @@ class CudaOps final : public Ops {
   cuda::AttendArgs kernel_args(const op::Attend& args);
   void round_to_grids(const op::NormRope& args);
   void product(const cuda::LinearsArgs& args);
+  void product(const cuda::LinearsArgs& args, LinearActivations activations);
+  void fp8_product(const cuda::LinearsArgs& args);
   void reserve_experts();
   void reserve_linears();
   void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,
@@ -128,7 +130,8 @@ class CudaOps final : public Ops {
   std::int64_t index_score_rows_ = 0;
 
   Buffer step_latents_;    // scratch of attend: F16 [T, n]
-  Buffer linear_scratch_;  // split inputs of steps with many rows
+  Buffer linear_scratch_;  // split or quantised inputs of steps with many rows
+  Buffer rounded_inputs_;  // F32, of linears with FP8 activations in short steps
 
   // Scratch of experts(), by slot = t * k + i.
   struct ExpertScratch {

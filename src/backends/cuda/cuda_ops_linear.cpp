@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear, grouped_linear and the fused products: packing of their weights, and from tensors to
 // launches.
+#include <algorithm>
 #include <vector>
 
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/linear.h"
+#include "backends/cuda/launch/linear_fp8.h"
 #include "backends/cuda/launch/matmul.h"
+#include "backends/cuda/launch/quantise.h"
 #include "backends/cuda/tensor_args.h"
 #include "core/codec.h"
 
@@ -75,9 +78,13 @@ std::unique_ptr<PackedLinear> CudaOps::pack_linear(const QuantMatrix& w) {
 }
 
 void CudaOps::reserve_linears() {
-  constexpr std::int64_t kScratchBytes = std::int64_t{128} << 20, kManyRows = 65;
+  constexpr std::int64_t kScratchBytes = std::int64_t{128} << 20, kManyRows = 17;
+  constexpr std::int64_t kRoundedBytes = std::int64_t{16} << 20;
   linear_scratch_ = Buffer();
+  rounded_inputs_ = Buffer();
   if (limits_.rows >= kManyRows) linear_scratch_ = allocate(kScratchBytes);
+  if (limits_.linear_activations == LinearActivations::kFp8)
+    rounded_inputs_ = allocate(kRoundedBytes);
 }
 
 // The kernel is a function of the matrix alone, so that a row's sums do not depend on the step.
@@ -97,11 +104,60 @@ void CudaOps::product(const cuda::LinearsArgs& args) {
                 stream_);
 }
 
+// Decode steps round the inputs and multiply as ever, so that a row has the same bits in any of
+// them; longer steps go to FP8 tensor cores, whose sums have fewer bits.
+void CudaOps::fp8_product(const cuda::LinearsArgs& args) {
+  constexpr int kManyTokens = 129;
+  const cuda::LinearScratch scratch{.memory = linear_scratch_.data(),
+                                    .bytes = linear_scratch_.bytes()};
+  const int cols = args.products[0].w.cols, width = args.groups * cols;
+  bool has_tiles =
+      args.tokens >= kManyTokens && scratch.bytes >= cuda::fp8_scratch_bytes(cols, args.groups);
+  for (int i = 0; i < args.count; ++i)
+    has_tiles = has_tiles && cuda::has_fp8_linear(args.products[i].w, args.groups);
+  if (has_tiles) return cuda::multiply_fp8(args, scratch, stream_);
+  QT_CHECK(cols % 4 == 0, "FP8 activations of {} columns, which are no multiple of 4", cols);
+  const auto room = static_cast<int>(rounded_inputs_.bytes() / (std::int64_t{4} * width));
+  QT_CHECK(room > 0, "FP8 activations of {} columns, which reserve() was not told of", width);
+  auto* rounded = static_cast<float*>(rounded_inputs_.data());
+  for (int first = 0; first < args.tokens; first += room) {
+    cuda::LinearsArgs some = args;
+    const std::int64_t from = std::int64_t{first} * width;
+    some.tokens = std::min(room, args.tokens - first);
+    cuda::fp8_quantise_rows({.x = args.x + from,
+                             .up = args.up != nullptr ? args.up + from : nullptr,
+                             .limit = args.limit,
+                             .rows = some.tokens * args.groups,
+                             .cols = cols,
+                             .out = rounded},
+                            stream_);
+    some.x = rounded;
+    some.up = nullptr;
+    for (int i = 0; i < args.count; ++i)
+      some.products[i].out += std::int64_t{first} * args.products[i].w.rows;
+    product(some);
+  }
+}
+
+void CudaOps::product(const cuda::LinearsArgs& args, LinearActivations activations) {
+  if (activations == LinearActivations::kFull) return product(args);
+  cuda::LinearsArgs fp8 = args, others = args;
+  fp8.count = others.count = 0;
+  for (int i = 0; i < args.count; ++i) {
+    const cuda::Product& one = args.products[i];
+    cuda::LinearsArgs& to = one.w.format == WeightFormat::kFp8Block ? fp8 : others;
+    to.products[to.count++] = one;
+  }
+  if (fp8.count > 0) fp8_product(fp8);
+  if (others.count > 0) product(others);
+}
+
 void CudaOps::linear(const op::Linear& args) {
   product({.x = f32(args.x),
            .tokens = extent(args.x, 0),
            .count = 1,
-           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}});
+           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}},
+          args.precise ? LinearActivations::kFull : args.activations);
 }
 
 void CudaOps::grouped_linear(const op::GroupedLinear& args) {
@@ -109,17 +165,23 @@ void CudaOps::grouped_linear(const op::GroupedLinear& args) {
            .tokens = extent(args.x, 0),
            .groups = extent(args.x, 1),
            .count = 1,
-           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}});
+           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}},
+          args.activations);
 }
 
+// Precise products whose weights are in FP8 blocks do not share a launch with rounded inputs.
 void CudaOps::linears(const op::Linears& args) {
   static_assert(op::Linears::kMost <= cuda::kMaxProducts);
-  cuda::LinearsArgs all{.x = f32(args.x), .tokens = extent(args.x, 0), .count = args.count};
+  cuda::LinearsArgs all{.x = f32(args.x), .tokens = extent(args.x, 0)}, precise = all;
   for (int i = 0; i < args.count; ++i) {
     const auto& one = args.products[static_cast<std::size_t>(i)];
-    all.products[i] = {.w = matrix_of(one.w), .out = f32(one.out)};
+    const bool apart = one.precise && args.activations != LinearActivations::kFull &&
+                       one.w->format == WeightFormat::kFp8Block;
+    cuda::LinearsArgs& to = apart ? precise : all;
+    to.products[to.count++] = {.w = matrix_of(one.w), .out = f32(one.out)};
   }
-  product(all);
+  if (all.count > 0) product(all, args.activations);
+  if (precise.count > 0) product(precise);
 }
 
 void CudaOps::swiglu_linear(const op::SwiGluLinear& args) {
@@ -129,7 +191,8 @@ void CudaOps::swiglu_linear(const op::SwiGluLinear& args) {
            .limit = args.limit,
            .tokens = extent(args.gate, 0),
            .count = 1,
-           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}});
+           .products = {{.w = matrix_of(args.w), .out = f32(args.out)}}},
+          args.activations);
 }
 
 }  // namespace quatrain

@@ -66,6 +66,11 @@ __device__ inline void arrive_in_rank(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
                : "memory");
 }
+/// Arrives at another block's barrier to say that this thread has done reading; orders no writes,
+/// for which arrive_in_rank waits long.
+__device__ inline void signal_rank(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 /// Waits for a phase of a barrier that other blocks complete.
 __device__ inline void wait_for_ranks(std::uint64_t* barrier, std::uint32_t parity) {
   asm volatile(

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+// multiply_fp8: tiles of 256 tokens by 128 weight rows on FP8 warpgroup products.
+//
+// Inputs are quantised once, by a kernel before. Blocks work in pairs on the same tokens and
+// neighbouring rows: each brings half of the tokens' codes to both. One thread copies, four blocks
+// of 128 columns ahead and across tiles; two warpgroups take 128 tokens each, 64 at a time, and
+// scale and add the sums of 64 while the other group's products run.
+//
+// Limits: tensor cores; with few columns the FP32 results' way to memory.
+#include <algorithm>
+
+#include "backends/cuda/device/cluster.cuh"
+#include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/tensor_copy.cuh"
+#include "backends/cuda/device/wgmma_fp8.cuh"
+#include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/linear_fp8.h"
+#include "backends/cuda/launch/quantise.h"
+#include "backends/cuda/launch/tensor_map.h"
+
+namespace quatrain::cuda {
+namespace {
+
+constexpr int kGroupThreads = 128;
+constexpr int kThreads = 3 * kGroupThreads;
+constexpr int kTokens = 256;   // of a tile
+constexpr int kBoxRows = 128;  // tokens or weight rows that one copy brings
+constexpr int kBoxBytes = kBoxRows * kFp8Columns;
+constexpr int kCodeBytes = (kTokens / kBoxRows + 1) * kBoxBytes;
+constexpr int kScaleBytes = kTokens * 4;
+constexpr int kStageBytes = kCodeBytes + kScaleBytes;
+static_assert(kStageBytes % 1024 == 0);  // which the swizzle counts from
+constexpr int kStages = 4;
+constexpr int kProductWarps = 8;
+constexpr int kBlocksOfPair = 2;
+// Tiles of tokens whose inputs the L2 keeps while all rows pass.
+constexpr int kTokenTilesTogether = 8;
+// Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
+constexpr int kCopyRegisters = 40, kProductRegisters = 232;
+
+struct Fp8Product {
+  const float* scales = nullptr;  // [row blocks, column blocks]
+  float* out = nullptr;           // [tokens, rows]
+  int rows = 0;
+  int first_pair = 0;  // of tiles of rows, those of one group each
+};
+
+struct Fp8Tiles {
+  CUtensorMap x;  // [tokens, groups · cols]
+  CUtensorMap w[kMaxProducts];
+  const float* x_scales = nullptr;  // [groups · blocks, scale_tokens]
+  int scale_tokens = 0;             // tokens up to whole tiles
+  int tokens = 0;
+  int groups = 1;
+  int blocks = 0;  // of the columns
+  int pairs = 0;
+  int count = 0;
+  Fp8Product products[kMaxProducts] = {};
+};
+
+struct Shared {
+  char* stages;    // [kStages]: codes of the tokens, weights, scales of the tokens
+  Barrier* full;   // [kStages]
+  Barrier* empty;  // [kStages]
+
+  static constexpr std::size_t kBytes = 1024 + kStages * (kStageBytes + 2 * sizeof(Barrier));
+  __device__ explicit Shared(char* memory)
+      : stages(memory + (1024 - shared_address(memory) % 1024) % 1024),
+        full(reinterpret_cast<Barrier*>(stages + kStages * kStageBytes)),
+        empty(full + kStages) {}
+};
+
+/// A tile of a block: every block of a pair has one, of which the last may not exist.
+struct Tile {
+  int product = 0;
+  int group = 0;
+  int row = 0;
+  bool exists = false;
+  int token = 0;
+};
+
+/// Units are pairs of row tiles by a tile of tokens, so ordered that blocks at work share inputs.
+__device__ Tile tile_at(const Fp8Tiles& args, int unit) {
+  const int token_tiles = (args.tokens + kTokens - 1) / kTokens;
+  const int first = unit / (args.pairs * kTokenTilesTogether) * kTokenTilesTogether;
+  const int together = min(kTokenTilesTogether, token_tiles - first);
+  const int local = unit - first * args.pairs;
+  const int pair = local / together;
+  Tile tile;
+  tile.token = (first + local % together) * kTokens;
+  while (tile.product + 1 < args.count && pair >= args.products[tile.product + 1].first_pair)
+    ++tile.product;
+  const Fp8Product& product = args.products[tile.product];
+  const int group_rows = product.rows / args.groups;
+  const int group_tiles = (group_rows + kBoxRows - 1) / kBoxRows;
+  const int group_pairs = (group_tiles + kBlocksOfPair - 1) / kBlocksOfPair;
+  const int nth = pair - product.first_pair;
+  const int of_group = nth % group_pairs * kBlocksOfPair + static_cast<int>(cluster_rank());
+  tile.group = nth / group_pairs;
+  tile.exists = of_group < group_tiles;
+  tile.row = tile.group * group_rows + min(of_group, group_tiles - 1) * kBoxRows;
+  return tile;
+}
+
+struct Units {
+  int first = static_cast<int>(cluster_index());
+  int step = static_cast<int>(cluster_count());
+  int count;
+  __device__ explicit Units(const Fp8Tiles& args)
+      : count(args.pairs * ((args.tokens + kTokens - 1) / kTokens)) {}
+};
+
+/// One thread: half of the tokens' codes to both blocks, the rows' to this one.
+__device__ void copy_all(const Fp8Tiles& args, const Shared& shared) {
+  const Units units(args);
+  const auto rank = static_cast<int>(cluster_rank());
+  constexpr std::uint16_t kBoth = 3;
+  RingPosition ring;
+  bool is_first_round = true;
+  for (int unit = units.first; unit < units.count; unit += units.step) {
+    const Tile tile = tile_at(args, unit);
+    for (int block = 0; block < args.blocks; ++block) {
+      if (!is_first_round) barrier_wait(shared.empty + ring.at, ring.parity ^ 1u);
+      Barrier* full = shared.full + ring.at;
+      char* stage = shared.stages + ring.at * kStageBytes;
+      barrier_expect(full, kStageBytes);
+      tensor_copy_to_ranks(stage + rank * kBoxBytes, args.x,
+                           (tile.group * args.blocks + block) * kFp8Columns,
+                           tile.token + rank * kBoxRows, full, kBoth);
+      tensor_copy(stage + kTokens / kBoxRows * kBoxBytes, args.w[tile.product], block * kFp8Columns,
+                  tile.row, full);
+      bulk_copy(stage + kCodeBytes,
+                args.x_scales +
+                    (std::int64_t{tile.group} * args.blocks + block) * args.scale_tokens +
+                    tile.token,
+                kScaleBytes, full);
+      ring.next(kStages);
+      if (ring.at == 0) is_first_round = false;
+    }
+  }
+}
+
+constexpr int kParts = 2;  // of 64 tokens
+constexpr int kSums = 64;  // of a thread and part
+using Sums = float[kParts][kSums];
+
+__device__ void store(const Fp8Tiles& args, const Tile& tile, int token, const Sums& sums) {
+  if (!tile.exists) return;
+  const Fp8Product& product = args.products[tile.product];
+  const int row = tile.row + lane_id() % 4 * 2;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int t = token + part * 64 + half * 8;
+      if (t >= args.tokens) continue;
+      float* to = product.out + std::int64_t{t} * product.rows + row;
+#pragma unroll
+      for (int n = 0; n < kSums / 4; ++n)
+        if (row + 8 * n < product.rows)
+          *reinterpret_cast<float2*>(to + 8 * n) = {sums[part][4 * n + 2 * half],
+                                                    sums[part][4 * n + 2 * half + 1]};
+    }
+}
+
+/// A group of products: 128 tokens of each tile.
+__device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
+  const Units units(args);
+  const int warp = __shfl_sync(kAllLanes, warp_id(), 0) - 4;  // which makes addresses uniform
+  const int group = warp / 4;
+  const int own = group * kBoxRows + warp % 4 * 16 + lane_id() / 4;  // the first token
+  const std::uint64_t operands = swizzled_operand(shared_address(shared.stages));
+  const std::uint32_t empty = shared_address(shared.empty);
+  RingPosition ring;
+  for (int unit = units.first; unit < units.count; unit += units.step) {
+    const Tile tile = tile_at(args, unit);
+    const float* scales =
+        args.products[tile.product].scales + std::int64_t{tile.row / kBoxRows} * args.blocks;
+    float lane_scale = 0;  // of every 32nd block
+    Sums sums = {};
+    for (int block = 0; block < args.blocks; ++block) {
+      if (block % kWarp == 0) lane_scale = scales[min(block + lane_id(), args.blocks - 1)];
+      // Addresses in descriptors are in units of 16 bytes.
+      const std::uint64_t stage = operands + ring.at * (kStageBytes / 16);
+      const std::uint64_t a = stage + group * (kBoxBytes / 16);
+      const std::uint64_t b = stage + kTokens / kBoxRows * (kBoxBytes / 16);
+      const float* token_scales =
+          reinterpret_cast<const float*>(shared.stages + ring.at * kStageBytes + kCodeBytes) + own;
+      barrier_wait(shared.full + ring.at, ring.parity);
+      const float scale = __shfl_sync(kAllLanes, lane_scale, block % kWarp);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        float products[kSums];
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < kFp8Columns / 32; ++i)
+          wgmma_e4m3<kBoxRows>(products, a + (part * (kBoxBytes / 2) + i * 32) / 16,
+                               b + i * 32 / 16, i > 0);
+        wgmma_commit();
+        const float factor[2] = {token_scales[part * 64] * scale,
+                                 token_scales[part * 64 + 8] * scale};
+        wgmma_wait<0>();
+        wgmma_results(products);
+        if (part == kParts - 1 && lane_id() < kBlocksOfPair)
+          signal_rank(address_in_rank(empty + ring.at * static_cast<int>(sizeof(Barrier)),
+                                      static_cast<unsigned>(lane_id())));
+#pragma unroll
+        for (int i = 0; i < kSums; ++i)
+          sums[part][i] = fmaf(products[i], factor[i / 2 % 2], sums[part][i]);
+      }
+      ring.next(kStages);
+    }
+    store(args, tile, tile.token + own, sums);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1) fp8_kernel(const __grid_constant__ Fp8Tiles args) {
+  extern __shared__ char memory[];
+  let_next_start();
+  const Shared shared(memory);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(shared.full + s, 1);  // the thread that copies
+      barrier_init(shared.empty + s, kBlocksOfPair * kProductWarps);
+    }
+    barrier_init_fence();
+  }
+  cluster_sync();
+  wait_for_previous();
+  if (threadIdx.x < kGroupThreads) {
+    lower_registers<kCopyRegisters>();
+    if (threadIdx.x == 0) copy_all(args, shared);
+    __syncwarp();
+  } else {
+    raise_registers<kProductRegisters>();
+    multiply_all(args, shared);
+  }
+  cluster_sync();  // none ends while the other sends to it
+}
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+/// Bytes of scratch per token: codes, and a scale per block.
+std::int64_t token_bytes(int cols, int groups) {
+  return std::int64_t{groups} * (cols + ceil_div(cols, kFp8Columns) * 4);
+}
+
+}  // namespace
+
+bool has_fp8_linear(const Matrix& w, int groups) {
+  return w.format == WeightFormat::kFp8Block && w.scale_dtype == DType::kF32 &&
+         w.cols % kFp8Columns == 0 && w.rows % 8 == 0 &&
+         (groups == 1 || w.rows / groups % kBoxRows == 0);
+}
+
+std::int64_t fp8_scratch_bytes(int cols, int groups) { return kTokens * token_bytes(cols, groups); }
+
+// As many tokens at a time as the scratch holds codes of.
+void multiply_fp8(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
+  if (args.tokens == 0 || args.count == 0) return;
+  constexpr LaunchShape kShape{
+      .block = kThreads, .shared = Shared::kBytes, .cluster_x = kBlocksOfPair};
+  static const int resident = [&] {
+    allow_shared(fp8_kernel, Shared::kBytes);
+    LaunchShape shape = kShape;
+    shape.grid = kBlocksOfPair;
+    return resident_clusters(fp8_kernel, shape);
+  }();
+  const int cols = args.products[0].w.cols, width = args.groups * cols;
+  Fp8Tiles tiles{.groups = args.groups, .blocks = cols / kFp8Columns, .count = args.count};
+  for (int i = 0; i < args.count; ++i) {
+    const Matrix& w = args.products[i].w;
+    tiles.w[i] = byte_matrix_map(w.values, w.rows, cols, kBoxRows);
+    tiles.products[i] = {.scales = static_cast<const float*>(w.scales),
+                         .out = args.products[i].out,
+                         .rows = w.rows,
+                         .first_pair = tiles.pairs};
+    tiles.pairs += args.groups * ceil_div(w.rows / args.groups, kBlocksOfPair * kBoxRows);
+  }
+  const auto most = static_cast<int>(
+      std::min<std::int64_t>(scratch.bytes / token_bytes(cols, args.groups), 1 << 20));
+  const int at_once = most / kTokens * kTokens;
+  auto* codes = static_cast<std::uint8_t*>(scratch.memory);
+  for (int first = 0; first < args.tokens; first += at_once) {
+    tiles.tokens = std::min(at_once, args.tokens - first);
+    tiles.scale_tokens = ceil_div(tiles.tokens, kTokens) * kTokens;
+    const std::int64_t from = std::int64_t{first} * width;
+    auto* scales = reinterpret_cast<float*>(codes + std::int64_t{tiles.scale_tokens} * width);
+    fp8_quantise_rows({.x = args.x + from,
+                       .up = args.up != nullptr ? args.up + from : nullptr,
+                       .limit = args.limit,
+                       .rows = tiles.tokens,
+                       .cols = width,
+                       .codes = codes,
+                       .scales = scales,
+                       .scale_row = 1,
+                       .scale_block = tiles.scale_tokens},
+                      stream);
+    tiles.x = byte_matrix_map(codes, tiles.tokens, width, kBoxRows);
+    tiles.x_scales = scales;
+    LaunchShape shape = kShape;
+    shape.grid = static_cast<unsigned>(
+        kBlocksOfPair * std::min(tiles.pairs * ceil_div(tiles.tokens, kTokens), resident));
+    launch(fp8_kernel, shape, stream, tiles);
+    for (int i = 0; i < args.count; ++i)
+      tiles.products[i].out += std::int64_t{at_once} * tiles.products[i].rows;
+  }
+}
+
+}  // namespace quatrain::cuda
