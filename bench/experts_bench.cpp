@@ -59,10 +59,11 @@ double time_ms(CudaOps& ops, Body body) {
 
 class Layer {
  public:
-  Layer(CudaOps& ops, const Shape& shape, std::int64_t max_tokens)
+  Layer(CudaOps& ops, const Shape& shape, std::int64_t max_tokens, bool fp8)
       : ops_(ops),
         shape_(shape),
         packed_(ops.make_experts("bench", shape.experts, shape.hidden, shape.inner)) {
+    packed_->fp8_inputs = fp8;
     std::mt19937 random(1);
     const std::int64_t count = shape.hidden * shape.inner;
     std::vector<std::byte> codes[3], scales[3];
@@ -72,7 +73,7 @@ class Layer {
         codes[m].resize(static_cast<std::size_t>(count / 2));
         scales[m].resize(static_cast<std::size_t>(count / 16));
         for (std::byte& b : codes[m]) b = static_cast<std::byte>(random());
-        for (std::byte& b : scales[m]) b = static_cast<std::byte>(0x20 + random() % 24);
+        fill_scales(random, scales[m]);
         w[m] = {.name = "bench",
                 .format = WeightFormat::kNvfp4,
                 .rows = m == 2 ? shape.hidden : shape.inner,
@@ -175,12 +176,22 @@ class Layer {
     static const char* const kChoices[] = {"uniform", "skewed", "one"};
     std::printf("%-6s %6lld %-8s %-5s %10.1f us %8.3f TB/s %5.1f %% %8.1f TFLOP/s %5.1f %%\n",
                 shape_.name, static_cast<long long>(tokens), kChoices[static_cast<int>(choice)],
-                mode == ExpertActivations::kFull ? "full" : "bf16", us, rate,
-                100 * rate / read_rate, flops, 100 * flops / peak);
+                mode == ExpertActivations::kFull  ? "full"
+                : mode == ExpertActivations::kFp8 ? "fp8"
+                                                  : "bf16",
+                us, rate, 100 * rate / read_rate, flops, 100 * flops / peak);
     std::fflush(stdout);
   }
 
  private:
+  // For FP8 inputs powers of two from 2^-4 to 2^3 in pairs.
+  void fill_scales(std::mt19937& random, std::vector<std::byte>& scales) const {
+    for (std::size_t i = 0; i < scales.size(); ++i)
+      scales[i] = !packed_->fp8_inputs ? static_cast<std::byte>(0x20 + random() % 24)
+                  : i % 2 == 1         ? scales[i - 1]
+                                       : static_cast<std::byte>((3 + random() % 8) * 8);
+  }
+
   // k distinct experts of one token.
   void choose(std::mt19937& random, Choice choice, std::int64_t call,
               std::vector<std::int32_t>& out) const {
@@ -206,7 +217,13 @@ int run(double peak, const std::vector<std::int64_t>& only) {
   double read_rate = 0;
   for (const Shape& shape :
        {Shape{"Flash", 256, 6, 4096, 2048}, Shape{"Pro", 384, 6, 7168, 3072}}) {
-    Layer layer(ops, shape, 8192);
+    std::vector<std::int64_t> counts{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192};
+    if (!only.empty()) counts = only;
+    const auto measure_all = [&](Layer& layer, ExpertActivations mode) {
+      for (const std::int64_t tokens : counts)
+        layer.measure(tokens, Choice::kUniform, mode, read_rate, peak);
+    };
+    Layer layer(ops, shape, 8192, false);
     if (read_rate == 0) {
       const Buffer sink = ops.allocate(4);
       const double ms = time_ms(ops, [&] {
@@ -217,11 +234,10 @@ int run(double peak, const std::vector<std::int64_t>& only) {
       std::printf("%s: reads %.3f TB/s; BF16 peak %.0f TFLOP/s\n", ops.properties().name, read_rate,
                   peak);
     }
-    std::vector<std::int64_t> counts{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192};
-    if (!only.empty()) counts = only;
-    for (const ExpertActivations mode : {ExpertActivations::kBf16, ExpertActivations::kFull})
-      for (const std::int64_t tokens : counts)
-        layer.measure(tokens, Choice::kUniform, mode, read_rate, peak);
+    measure_all(layer, ExpertActivations::kBf16);
+    measure_all(layer, ExpertActivations::kFull);
+    Layer cast(ops, shape, 8192, true);
+    measure_all(cast, ExpertActivations::kFp8);
     if (!only.empty()) continue;
     for (const std::int64_t tokens : {16, 64, 8192})
       for (const Choice choice : {Choice::kSkewed, Choice::kOne})

@@ -37,9 +37,10 @@ void ModelFlags::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--expert-activations", expert_activations,
                  "Inputs of the routed experts: auto (int8 on the CPU, bf16 on a GPU), fp32, bf16, "
-                 "int8 (CPU only), nvfp4 (FP4 with one scale per row) or static (FP4 with the "
-                 "checkpoint's input_scale)")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8", "nvfp4", "static"}))
+                 "int8 (CPU only), fp8 (as the official model; for weights that are MXFP4 or exact "
+                 "casts of it, refused for others), nvfp4 (FP4 with one scale per row) or static "
+                 "(FP4 with the checkpoint's input_scale)")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "int8", "fp8", "nvfp4", "static"}))
       ->capture_default_str();
   app.add_option(
          "--linear-activations", linear_activations,
@@ -89,6 +90,7 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
     return ExpertActivations::kInt8;
   }
   if (name == "bf16") return ExpertActivations::kBf16;
+  if (name == "fp8") return ExpertActivations::kFp8;
   if (name == "nvfp4") return ExpertActivations::kNvfp4;
   if (name == "static") return ExpertActivations::kStatic;
   return ExpertActivations::kFull;
@@ -160,7 +162,10 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
           ? ""
           : fmt::format("{} recorded decode steps in {:.1f} MB; ", runner_->recorded_steps(),
                         static_cast<double>(runner_->recorded_bytes()) / 1e6);
-  log_info("{}: {}; {}ready in {:.2f} s", name_, backend_.description, recorded, seconds.count());
+  const bool fp8 = options.numerics.expert_activations == ExpertActivations::kFp8;
+  log_info("{}: {}; {}{}ready in {:.2f} s", name_, backend_.description,
+           fp8 ? "FP8 expert inputs, for which every expert's scales are exact; " : "", recorded,
+           seconds.count());
 }
 
 Tokenizer load_tokenizer(const std::string& model, const V4Config& config) {

@@ -186,6 +186,7 @@ class LoadingSink final : public TensorSink {
   std::unique_ptr<PackedExperts> experts(const std::string& base, std::int64_t count,
                                          std::int64_t hidden, std::int64_t inner) override {
     auto all = ops_.make_experts(base, count, hidden, inner);
+    all->fp8_inputs = options_.fp8_expert_inputs;
     for (std::int64_t e = 0; e < count; ++e) {
       const QuantMatrix w1 = take(), w3 = take(), w2 = take();
       ops_.pack_expert(*all, e, w1, w3, w2);

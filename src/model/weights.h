@@ -105,6 +105,8 @@ WeightList list_weights(const Checkpoint& checkpoint, const V4Config& config, bo
 
 struct LoadOptions {
   bool mtp = false;  ///< as for list_weights()
+  /// Routed experts will be given FP8 inputs: those that this would not be exact for are refused.
+  bool fp8_expert_inputs = false;
   /// Called after each tensor with the bytes read so far and in all.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
 };

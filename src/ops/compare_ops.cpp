@@ -188,6 +188,7 @@ std::unique_ptr<PackedExperts> CompareOps::make_experts(std::string name, std::i
 
 void CompareOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatrix& w1,
                              const QuantMatrix& w3, const QuantMatrix& w2) {
+  experts_.at(&experts)->fp8_inputs = experts.fp8_inputs;
   inner().pack_expert(experts, e, w1, w3, w2);
   reference_.pack_expert(*experts_.at(&experts), e, w1, w3, w2);
 }

@@ -65,7 +65,8 @@ enum class ExpertActivations : std::uint8_t {
   kBf16,    ///< rounded to BF16
   kNvfp4,   ///< E2M1 with E4M3 scales per 16 and one FP32 global scale per row, max|row| / 2688
   kStatic,  ///< as kNvfp4 with the checkpoint's calibrated input_scale as the global scale
-  kInt8,    ///< int8 with one FP32 scale per 32, for 4-bit weights; others take FP32 (CPU only)
+  kInt8,    ///< int8 with one FP32 scale per 128, for 4-bit weights; others take FP32 (CPU only)
+  kFp8,     ///< E4M3 with a power of two per 128, for PackedExperts made with fp8_inputs
 };
 
 /// What products with weights in FP8 blocks take of their inputs; others, and precise ones, are not

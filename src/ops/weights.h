@@ -36,6 +36,9 @@ class PackedExperts {
   std::int64_t intermediate = 0;  ///< I
   std::int64_t bytes = 0;         ///< of all experts
   bool has_input_scales = true;   ///< every projection came with a calibrated input_scale
+  /// Inputs will be FP8 (ExpertActivations::kFp8), and nothing else. Set before anything is packed:
+  /// it may choose the layout, and pack_expert() refuses weights that core/fp8_window.h does.
+  bool fp8_inputs = false;
 };
 
 /// Owned memory of a device; freed with the object.

@@ -53,8 +53,11 @@ ModelRunner::ModelRunner(Ops& ops, const ModelSource& source, EngineOptions opti
   plan_ = plan_memory(ops_, config_, options_, list);
   if (events.plan) events.plan(plan_);
   plan_.check();
-  weights_ = load_weights(source.checkpoint, config_, ops_, list,
-                          {.mtp = options_.mtp, .progress = events.weights});
+  weights_ = load_weights(
+      source.checkpoint, config_, ops_, list,
+      {.mtp = options_.mtp,
+       .fp8_expert_inputs = options_.numerics.expert_activations == ExpertActivations::kFp8,
+       .progress = events.weights});
   model_ = std::make_unique<DeepseekV4>(config_, weights_, options_.numerics);
 
   const std::int64_t slots = options_.max_num_seqs;

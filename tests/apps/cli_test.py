@@ -76,6 +76,7 @@ class Run(unittest.TestCase):
                      ("run", MODEL, "--backend", "cpu", "-p", "x", "--top-p", "1.5"),
                      ("run", MODEL, "--backend", "cpu", "-p", "x" * 3000, "-c", "16"),
                      ("run", MODEL, "--backend", "cpu", "-p", "x", "--expert-activations", "static"),
+                     ("run", MODEL, "--backend", "cpu", "-p", "x", "--expert-activations", "fp8"),
                      ("tokenize", "/no/such/model", "x")):
             result = run(*args)
             self.assertEqual(result.returncode, 1, args)

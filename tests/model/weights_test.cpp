@@ -15,7 +15,8 @@ ModelWeights load(const RandomModel& model, bool mtp = false) {
   static CpuOps ops(1);
   const std::filesystem::path folder = model.write();
   const V4Config config = read_config(folder);
-  return load_weights(Checkpoint::open(folder), config, ops, {.mtp = mtp, .progress = {}});
+  return load_weights(Checkpoint::open(folder), config, ops,
+                      {.mtp = mtp, .fp8_expert_inputs = false, .progress = {}});
 }
 
 void expect_refused(const RandomModel& model, std::initializer_list<const char*> parts,
@@ -82,11 +83,12 @@ TEST(Weights, ProgressCountsEveryByteOnce) {
       if (mtp || !t.name.starts_with("mtp.")) all += t.bytes;
     CpuOps ops(1);
     const V4Config config = read_config(folder);
-    load_weights(checkpoint, config, ops, {.mtp = mtp, .progress = [&](auto done, auto total) {
-                                             EXPECT_GT(done, last);
-                                             last = done;
-                                             promised = total;
-                                           }});
+    load_weights(checkpoint, config, ops,
+                 {.mtp = mtp, .fp8_expert_inputs = false, .progress = [&](auto done, auto total) {
+                    EXPECT_GT(done, last);
+                    last = done;
+                    promised = total;
+                  }});
     EXPECT_EQ(last, all);
     EXPECT_EQ(promised, all);
   }
@@ -209,6 +211,21 @@ TEST(Weights, Fp8LinearActivationsNeedFp8Blocks) {
     EXPECT_NE(std::string(error.what()).find("layers.0.attn.wq_a: FP8 linear activations need"),
               std::string::npos)
         << error.what();
+  }
+}
+
+// The first matrix in the order of loading is named.
+TEST(Weights, Fp8ExpertInputsNeedScalesThatArePowersOfTwo) {
+  const RandomModel model(quantised());
+  const V4Config config = read_config(model.write());
+  CpuOps ops(1);
+  try {
+    load_weights(Checkpoint::open(model.write()), config, ops,
+                 {.mtp = false, .fp8_expert_inputs = true, .progress = {}});
+    ADD_FAILURE() << "expected an Error";
+  } catch (const Error& error) {
+    for (const char* part : {"layers.0.ffn.experts.0.w1", "row 0", "columns", "powers of two"})
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
   }
 }
 

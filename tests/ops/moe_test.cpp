@@ -141,13 +141,29 @@ struct Layer {
 
   std::unique_ptr<PackedExperts> pack(Ops& ops) const {
     auto packed = ops.make_experts("experts", count, hidden, inner);
+    packed->fp8_inputs = fp8_inputs;
     for (std::int64_t e = 0; e < count; ++e)
       ops.pack_expert(*packed, e, matrix(e, 0), matrix(e, 1), matrix(e, 2));
     return packed;
   }
 
+  // Makes NVFP4 scales such as casts of MXFP4 have: powers of two in pairs, from 2^-9 to 2^4.
+  void cast() {
+    fp8_inputs = true;
+    Random random(11);
+    for (const auto& matrix : matrices) {
+      QuantMatrix& w = matrix->view();
+      auto* scales = const_cast<std::byte*>(w.scales);
+      for (std::int64_t i = 0; w.format == WeightFormat::kNvfp4 && i < w.scale_count(); i += 2) {
+        const auto byte = e4m3_encode(std::exp2(static_cast<float>(random.integer(-9, 4))));
+        scales[i] = scales[i + 1] = std::byte{byte};
+      }
+    }
+  }
+
   std::int64_t count, hidden, inner;
   std::vector<std::unique_ptr<RandomMatrix>> matrices;
+  bool fp8_inputs = false;
 };
 
 // slots: −1 marks padded rows.
@@ -204,6 +220,28 @@ reference::Row int8_grid(reference::Row x) {
   return x;
 }
 
+// The nearest E4M3 value, ties to even, saturating, from the format's definition.
+double nearest_e4m3(double x) {
+  const double magnitude = std::min(std::abs(x), 448.0);
+  const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -6, -6);
+  const double step = std::ldexp(1.0, exponent - 3);
+  return std::copysign(std::nearbyint(magnitude / step) * step, x);
+}
+
+// E4M3 with a power of two per group of 128: the lowest that keeps the group within 448, of
+// magnitudes of 1e-4 at least.
+reference::Row fp8_grid(reference::Row x) {
+  for (std::size_t begin = 0; begin < x.size(); begin += 128) {
+    const std::span<double> group =
+        std::span(x).subspan(begin, std::min<std::size_t>(128, x.size() - begin));
+    double amax = 1e-4;
+    for (const double v : group) amax = std::max(amax, std::abs(v));
+    const double scale = std::exp2(std::ceil(std::log2(amax / 448)));
+    for (double& v : group) v = nearest_e4m3(v / scale) * scale;
+  }
+  return x;
+}
+
 // x as projection `p` of expert `e` is given it.
 reference::Row rounded(const Layer& layer, ExpertActivations mode, std::int64_t e, int p,
                        reference::Row x) {
@@ -218,6 +256,8 @@ reference::Row rounded(const Layer& layer, ExpertActivations mode, std::int64_t 
       if (format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4) return int8_grid(x);
       break;
     }
+    case ExpertActivations::kFp8:
+      return fp8_grid(x);
     case ExpertActivations::kNvfp4:
       return reference::nvfp4(x, row_scale(x));
     case ExpertActivations::kStatic:
@@ -297,11 +337,43 @@ TEST_P(ExpertsOfFormat, RoundedActivationsMatchDoublePrecision) {
 INSTANTIATE_TEST_SUITE_P(Moe, ExpertsOfFormat, ::testing::ValuesIn(kMatrixKinds),
                          [](const auto& test) { return std::string(test.param.name); });
 
+TEST(Experts, Fp8InputsMatchDoublePrecision) {
+  for (const MatrixKind& kind : {kMatrixKinds[3], kMatrixKinds[4]}) {
+    Layer layer(kind, 5, 416, 160);
+    layer.cast();
+    // A hidden value within FP32 noise of a tie may round the other way.
+    expect_experts(layer, random_case(layer, 9, 2, ExpertActivations::kFp8), 1e-2);
+    // Rows whose groups differ by many binades, and one below the least magnitude.
+    Case c = random_case(layer, 9, 2, ExpertActivations::kFp8);
+    for (std::size_t i = 0; i < c.x.size(); ++i)
+      c.x[i] *= std::exp2(static_cast<float>(static_cast<int>(i / 128 % 7) * 6 - 24));
+    expect_experts(layer, c, 1e-2);
+  }
+}
+
+TEST(Experts, Fp8InputsAreRefusedWhereTheyAreNotExact) {
+  Layer layer(kMatrixKinds[3], 3, 64, 32);
+  CpuOps ops(1);
+  EXPECT_THROW(run_experts(ops, layer, random_case(layer, 1, 1, ExpertActivations::kFp8), 0, 1),
+               Error);  // not packed for it
+  layer.cast();
+  const auto scale = const_cast<std::byte*>(layer.matrix(2, 2).scales) + 7;
+  *scale = std::byte{0x39};
+  try {
+    layer.pack(ops);
+    ADD_FAILURE() << "expected an Error";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("row 3, columns 16 to 31"), std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(Experts, KeepTheirBitsForAnyThreadsAndRows) {
-  const Layer layer(kMatrixKinds[3], 6, 64, 48, 0.002f);
+  Layer layer(kMatrixKinds[3], 6, 64, 64, 0.002f);
+  layer.cast();
   for (const auto mode :
        {ExpertActivations::kFull, ExpertActivations::kBf16, ExpertActivations::kInt8,
-        ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
+        ExpertActivations::kFp8, ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
     Case c = random_case(layer, 4, 3, mode);  // no padding: a NaN has no bits to compare
     expect_invariant(4, [&](Ops& ops, std::int64_t begin, std::int64_t count) {
       return run_experts(ops, layer, c, begin, count);
@@ -319,10 +391,11 @@ TEST(Experts, SkewedAndDuplicateRouting) {
 }
 
 TEST(Experts, AllRowsPaddedChangesNothing) {
-  const Layer layer(kMatrixKinds[1], 3, 32, 16);
+  Layer layer(kMatrixKinds[4], 3, 32, 32);
+  layer.cast();
   for (const auto mode :
        {ExpertActivations::kFull, ExpertActivations::kBf16, ExpertActivations::kInt8,
-        ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
+        ExpertActivations::kFp8, ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
     Case c = random_case(layer, 3, 2, mode);
     std::fill(c.slots.begin(), c.slots.end(), -1);
     expect_experts(layer, c, 0);
@@ -341,10 +414,11 @@ TEST(Experts, StaleScratchOfALargerStepIsNotRead) {
 }
 
 TEST(Experts, ZeroInputsGiveZeroInEveryMode) {
-  const Layer layer(kMatrixKinds[3], 2, 32, 16, 0.002f);
+  Layer layer(kMatrixKinds[3], 2, 32, 32, 0.002f);
+  layer.cast();
   for (const auto mode :
        {ExpertActivations::kFull, ExpertActivations::kBf16, ExpertActivations::kInt8,
-        ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
+        ExpertActivations::kFp8, ExpertActivations::kNvfp4, ExpertActivations::kStatic}) {
     Case c = random_case(layer, 1, 2, mode);
     std::fill(c.x.begin(), c.x.end(), 0.0f);
     CpuOps ops(1);

@@ -31,6 +31,8 @@ void round_input(const float* x, std::int64_t n, ExpertActivations mode, float i
     std::transform(x, x + n, out, bf16_round);
   else if (mode == ExpertActivations::kInt8)
     int8_round_row(x, n, out);
+  else if (mode == ExpertActivations::kFp8)
+    fp8_round_row(x, n, out);
   else
     nvfp4_round_row(x, n, mode == ExpertActivations::kStatic ? input_scale : nvfp4_row_scale(x, n),
                     out);
@@ -343,6 +345,8 @@ void CpuOps::combine_outputs(const op::Experts& args) {
 }
 
 void CpuOps::experts(const op::Experts& args) {
+  if (args.activations == ExpertActivations::kFp8 && !args.w->fp8_inputs)
+    fail("{}: FP8 inputs for experts that were packed for others", args.w->name);
   sort_slots_by_expert(args);
   round_expert_inputs(args);
   expand_expert_rows(args, true);

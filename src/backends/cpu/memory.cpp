@@ -7,6 +7,7 @@
 #include <string>
 
 #include "backends/cpu/cpu_ops.h"
+#include "core/fp8_window.h"
 
 namespace quatrain {
 namespace {
@@ -128,6 +129,8 @@ void CpuOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMatr
                          const QuantMatrix& w3, const QuantMatrix& w2) {
   auto& all = static_cast<CpuExperts&>(experts);
   auto& expert = all.experts[static_cast<std::size_t>(e)];
+  if (experts.fp8_inputs)
+    for (const QuantMatrix* w : {&w1, &w3, &w2}) fp8_row_tops(*w);  // refuses
   if (has_panels()) {
     // Panels of w1 and w3 alternate: the two that one task reads are one stream.
     expert.w1.panels.emplace(w1);

@@ -111,6 +111,11 @@ class CudaOps final : public Ops {
   void packed_experts(const op::Experts& args, const CudaExperts& all);
   void decode_experts(const op::Experts& args, const CudaExperts& all);
   void prefill_experts(const op::Experts& args, const CudaExperts& all);
+  void prefill_fp8_experts(const op::Experts& args, const CudaExperts& all);
+  cuda::PrefillArgs prefill_args(const op::Experts& args, const CudaExperts& all) const;
+  void list_expert_passes(const cuda::PrefillArgs& launch, int widest);
+  void combine_passes(const op::Experts& args, const cuda::PrefillArgs& launch);
+  const std::int8_t* upload_tops(const QuantMatrix& w);
   void round_expert_rows(const op::Experts& args, const CudaExperts::Projection& projection,
                          const float* x, int rows, int cols, float* out);
 
@@ -124,6 +129,7 @@ class CudaOps final : public Ops {
   std::int64_t staging_used_ = 0;
   Buffer load_staging_;
   std::int64_t load_staging_used_ = 0;
+  Buffer load_tops_;
 
   // Scratch of index_select: scores [rows per pass, context / 4].
   Buffer index_scores_;

@@ -72,6 +72,11 @@ void CudaOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMat
   pack_projection(all, all.w3, e, w3);
   pack_projection(all, all.w2, e, w2);
   const auto is_nvfp4 = [](const QuantMatrix& w) { return w.format == WeightFormat::kNvfp4; };
+  if (all.fp8_inputs && !is_nvfp4(w1))
+    fail(
+        "{}: the GPU takes FP8 expert inputs for NVFP4 weights only, found {}; convert the "
+        "checkpoint (quatrain quantize), which is exact",
+        w1.name, name_of(w1.format));
   if (!is_nvfp4(w1) && !is_nvfp4(w3) && !is_nvfp4(w2)) return;
   for (const QuantMatrix* w : {&w3, &w2})
     if (w->format != w1.format)
@@ -85,6 +90,8 @@ void CudaOps::pack_expert(PackedExperts& experts, std::int64_t e, const QuantMat
 void CudaOps::experts(const op::Experts& args) {
   if (args.activations == ExpertActivations::kInt8)
     fail("{}: int8 expert activations are for the CPU backend; use bf16", args.w->name);
+  if (args.activations == ExpertActivations::kFp8 && !args.w->fp8_inputs)
+    fail("{}: FP8 inputs for experts that were packed for others", args.w->name);
   if (args.x.dim(0) == 0) return;
   const auto& all = static_cast<const CudaExperts&>(*args.w);
   if (all.packed())

@@ -7,6 +7,7 @@
 #include "backends/cuda/launch/matmul.h"
 #include "backends/cuda/launch/quantise.h"
 #include "backends/cuda/tensor_args.h"
+#include "core/fp8_window.h"
 
 namespace quatrain {
 namespace {
@@ -22,7 +23,8 @@ cuda::ChipLimits limits_of(const cudaDeviceProp& properties) {
 }
 
 bool rounds_inputs(ExpertActivations mode) {
-  return mode == ExpertActivations::kNvfp4 || mode == ExpertActivations::kStatic;
+  return mode == ExpertActivations::kNvfp4 || mode == ExpertActivations::kStatic ||
+         mode == ExpertActivations::kFp8;
 }
 
 int parts_of(ExpertActivations mode) { return mode == ExpertActivations::kFull ? 2 : 1; }
@@ -48,7 +50,8 @@ cuda::PackedExpertsView CudaExperts::view() const {
           .second = as<std::uint8_t>(second),
           .gate_scales = as<float>(w1.global_scales),
           .up_scales = as<float>(w3.global_scales),
-          .down_scales = as<float>(w2.global_scales)};
+          .down_scales = as<float>(w2.global_scales),
+          .fp8 = fp8_inputs};
 }
 
 void CudaOps::pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix& w,
@@ -71,10 +74,25 @@ void CudaOps::pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix
                       .kind = rows,
                       .shape = shape,
                       .out = as<std::uint8_t>(buffer) + e * shape.bytes()};
+  if (experts.fp8_inputs) args.tops = upload_tops(w);
   args.scales = static_cast<const std::uint8_t*>(stage(w.scales, w.scale_count()));
   cuda::pack_scales(args, stream_);
   args.codes = static_cast<const std::uint8_t*>(stage(w.values, w.rows * w.row_bytes()));
   cuda::pack_codes(args, stream_);
+}
+
+// A device copy of fp8_row_tops(), valid for work issued before the next call.
+const std::int8_t* CudaOps::upload_tops(const QuantMatrix& w) {
+  const std::vector<int> tops = fp8_row_tops(w);
+  const std::vector<std::int8_t> bytes(tops.begin(), tops.end());
+  const auto size = static_cast<std::int64_t>(bytes.size());
+  if (load_tops_.bytes() < size) {
+    synchronize();
+    load_tops_ = Buffer();
+    load_tops_ = allocate(size);
+  }
+  upload_bytes(load_tops_.data(), bytes.data(), size);
+  return as<std::int8_t>(load_tops_);
 }
 
 void CudaOps::reserve_experts() {
@@ -106,10 +124,15 @@ void CudaOps::reserve_experts() {
   experts_.tile_count = allocate(4);
 }
 
-// Rows left in units of their global scale, which is exact in BF16; products multiply it back in.
-// Row r belongs to slot r, or to token r where there is a row per token.
+// Rows on the FP8 grid, or left in units of their global scale: both are exact in BF16, and
+// products multiply the global scale back in. Row r belongs to slot r, or to token r where there is
+// a row per token.
 void CudaOps::round_expert_rows(const op::Experts& args, const CudaExperts::Projection& projection,
                                 const float* x, int rows, int cols, float* out) {
+  if (args.activations == ExpertActivations::kFp8) {
+    cuda::fp8_quantise_rows({.x = x, .rows = rows, .cols = cols, .out = out}, stream_);
+    return;
+  }
   const int tokens = extent(args.x, 0), k = extent(args.ids, 1);
   cuda::RoundRowsArgs round{.x = x,
                             .batch_slots = i32(args.batch.slots),
@@ -133,8 +156,12 @@ void CudaOps::round_expert_rows(const op::Experts& args, const CudaExperts::Proj
 }
 
 void CudaOps::packed_experts(const op::Experts& args, const CudaExperts& all) {
+  if (all.fp8_inputs && args.activations != ExpertActivations::kFp8)
+    fail("{}: experts that were packed for FP8 inputs were given others", all.name);
   if (extent(args.x, 0) <= cuda::decode_max_tokens(extent(args.ids, 1)))
     decode_experts(args, all);
+  else if (all.fp8_inputs)
+    prefill_fp8_experts(args, all);
   else
     prefill_experts(args, all);
 }
@@ -170,7 +197,9 @@ void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
   round_expert_rows(args, all.w1, launch.source, launch.source_rows, hidden, launch.outputs);
   launch.source = launch.outputs;
   launch.second = false;
-  launch.inputs.row_scales = launch.middle.row_scales = as<float>(experts_.row_scales);
+  // FP8 values are exact in BF16 with their scales in.
+  if (!all.fp8_inputs)
+    launch.inputs.row_scales = launch.middle.row_scales = as<float>(experts_.row_scales);
   cuda::experts_decode(launch, config, stream_);
   round_expert_rows(args, all.w2, launch.hidden, slots, inner, launch.hidden);
   launch.source = launch.hidden;
@@ -180,28 +209,49 @@ void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
   cuda::experts_decode(launch, config, stream_);
 }
 
-void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
-  const bool rounds = rounds_inputs(args.activations);
-  cuda::PrefillArgs launch{.w = all.view(),
-                           .routed = routed_tokens(args),
-                           .inputs = {.values = as<std::uint16_t>(experts_.inputs16)},
-                           .sorted = as<int>(experts_.sorted),
-                           .tiles = as<cuda::PassTile>(experts_.tiles),
-                           .tile_count = as<int>(experts_.tile_count),
-                           .outputs = as<float>(experts_.outputs),
-                           .blocks = properties_.multiProcessorCount};
-  const cuda::RoutedTokens& routed = launch.routed;
-  const int slots = routed.tokens * routed.k;
-  const cuda::SortArgs sort{.ids = routed.ids,
-                            .batch_slots = routed.batch_slots,
-                            .tokens = routed.tokens,
-                            .k = routed.k,
+cuda::PrefillArgs CudaOps::prefill_args(const op::Experts& args, const CudaExperts& all) const {
+  return {.w = all.view(),
+          .routed = routed_tokens(args),
+          .sorted = as<int>(experts_.sorted),
+          .tiles = as<cuda::PassTile>(experts_.tiles),
+          .tile_count = as<int>(experts_.tile_count),
+          .blocks = properties_.multiProcessorCount};
+}
+
+void CudaOps::list_expert_passes(const cuda::PrefillArgs& launch, int widest) {
+  const cuda::SortArgs sort{.ids = launch.routed.ids,
+                            .batch_slots = launch.routed.batch_slots,
+                            .tokens = launch.routed.tokens,
+                            .k = launch.routed.k,
                             .num_experts = launch.w.experts,
                             .offsets = as<int>(experts_.offsets),
                             .sorted = as<int>(experts_.sorted)};
   cuda::sort_by_expert(sort, stream_);
-  cuda::list_pass_tiles(sort.offsets, sort.num_experts, as<cuda::PassTile>(experts_.tiles),
+  cuda::list_pass_tiles(sort.offsets, sort.num_experts, widest, as<cuda::PassTile>(experts_.tiles),
                         as<int>(experts_.tile_count), stream_);
+}
+
+// out += the weighted sum of each token's outputs.
+void CudaOps::combine_passes(const op::Experts& args, const cuda::PrefillArgs& launch) {
+  cuda::combine_experts({.outputs = launch.outputs,
+                         .outputs16 = launch.outputs16,
+                         .weights = launch.routed.weight_first ? nullptr : launch.routed.weights,
+                         .batch_slots = launch.routed.batch_slots,
+                         .tokens = launch.routed.tokens,
+                         .k = launch.routed.k,
+                         .hidden = launch.w.hidden,
+                         .out = f32(args.out)},
+                        stream_);
+}
+
+void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
+  const bool rounds = rounds_inputs(args.activations);
+  cuda::PrefillArgs launch = prefill_args(args, all);
+  launch.inputs.values = as<std::uint16_t>(experts_.inputs16);
+  launch.outputs = as<float>(experts_.outputs);
+  const cuda::RoutedTokens& routed = launch.routed;
+  const int slots = routed.tokens * routed.k;
+  list_expert_passes(launch, cuda::kWidestPass);
 
   const int rows = routed.weight_first ? slots : routed.tokens;
   const float* x = f32(args.x);
@@ -228,15 +278,31 @@ void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
   // Inputs of one part that are as they are: outputs are rounded like them.
   if (!rounds && routed.parts == 1) launch.outputs16 = as<std::uint16_t>(experts_.outputs);
   cuda::experts_prefill(launch, stream_);
-  cuda::combine_experts({.outputs = launch.outputs,
-                         .outputs16 = launch.outputs16,
-                         .weights = routed.weight_first ? nullptr : routed.weights,
-                         .batch_slots = routed.batch_slots,
-                         .tokens = routed.tokens,
-                         .k = routed.k,
-                         .hidden = launch.w.hidden,
-                         .out = f32(args.out)},
-                        stream_);
+  combine_passes(args, launch);
+}
+
+void CudaOps::prefill_fp8_experts(const op::Experts& args, const CudaExperts& all) {
+  cuda::Fp8PrefillArgs launch{.common = prefill_args(args, all)};
+  const cuda::RoutedTokens& routed = launch.common.routed;
+  list_expert_passes(launch.common, cuda::kWidestFp8Pass);
+  const auto rows_in = [](const Buffer& buffer, int rows, int cols) {
+    auto* codes = as<std::uint8_t>(buffer);
+    const std::int64_t bytes = std::int64_t{rows} * cuda::padded_to(cols, cuda::kChunkCols);
+    return cuda::Fp8Rows{codes, reinterpret_cast<float*>(codes + bytes)};
+  };
+  launch.inputs = rows_in(experts_.inputs16, routed.tokens, launch.common.w.hidden);
+  launch.hidden = rows_in(experts_.hidden16, routed.tokens * routed.k, launch.common.w.inner);
+  cuda::quantise_expert_rows(f32(args.x), routed.tokens, launch.common.w.hidden, launch.inputs,
+                             stream_);
+  launch.common.inputs.slots_per_row = routed.k;
+  cuda::experts_prefill_fp8(launch, stream_);
+
+  launch.common.first = false;
+  launch.common.inputs.slots_per_row = 1;
+  launch.common.outputs16 = as<std::uint16_t>(experts_.outputs);
+  launch.inputs = launch.hidden;
+  cuda::experts_prefill_fp8(launch, stream_);
+  combine_passes(args, launch.common);
 }
 
 }  // namespace quatrain

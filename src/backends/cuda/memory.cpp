@@ -189,6 +189,7 @@ void CudaOps::reserve(const StepLimits& limits) {
   limits_ = limits;
   synchronize();
   load_staging_ = Buffer();
+  load_tops_ = Buffer();
   // Index scores of as many rows as fit 64 MB, at least one; longer steps take several passes.
   const std::int64_t row_bytes = (limits.context / 4 + 1) * 4;
   index_score_rows_ = std::clamp<std::int64_t>((std::int64_t{64} << 20) / row_bytes, 1,

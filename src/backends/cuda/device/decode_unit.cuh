@@ -5,6 +5,7 @@
 
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/bf16_parts.cuh"
+#include "backends/cuda/device/fp8_fragments.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/nvfp4_fragments.cuh"
 #include "backends/cuda/device/reduce.cuh"
@@ -49,8 +50,8 @@ __device__ void convert_inputs(const SourceRows& from, std::uint16_t* to, std::u
 
 /// sums[slab][group] += columns [128 half, 128 half + 128) of the unit at `unit` in shared memory
 /// times the inputs at byte `at` of `rows`: lane 4n + t has those of token n. Of the groups of 8
-/// tokens kUsed are multiplied.
-template <int kUsed, int kParts, int kGroups>
+/// tokens kUsed are multiplied. kFp8: weights are packed for FP8 inputs, which BF16 holds, too.
+template <int kUsed, int kParts, bool kFp8, int kGroups>
 __device__ void multiply_half(std::uint32_t unit, int half,
                               const std::uint8_t* const (&rows)[kGroups], int at,
                               float (&sums)[2][kGroups][4]) {
@@ -78,7 +79,10 @@ __device__ void multiply_half(std::uint32_t unit, int half,
 #pragma unroll
       for (int atom = 0; atom < 4; ++atom) {
         std::uint32_t a[4];
-        decode_slab_atom(slabs[s], atom, a);
+        if constexpr (kFp8)
+          decode_fp8_slab_atom(slabs[s], atom, a);
+        else
+          decode_slab_atom(slabs[s], atom, a);
 #pragma unroll
         for (int n = 0; n < kUsed; ++n)
 #pragma unroll

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backends/cuda/device/prefill_tiles.cuh"
+#include "core/fp8_activations.h"
 
 namespace quatrain::cuda::prefill {
 
@@ -65,6 +66,19 @@ __device__ inline void gather_slab(const uint4* from, const unsigned (&offsets)[
   }
 }
 
+// The scales of 128 columns of the tokens that a warp of the gather fills in and copies.
+__device__ inline void gather_scales(const float* from, const TokenTable& table, int width,
+                                     float* to) {
+  const int own = warp_id() % 4 * kWarpRows;
+#pragma unroll
+  for (int i = lane_id(); i < kWarpRows * kGatherSteps; i += kWarp) {
+    const int first = own + i % kWarpRows, step = i / kWarpRows;
+    const int n = first + step * kGatherStep;
+    // A row has as many scales as eighths of its pieces.
+    if (n < width) copy4(shared_address(to + n), from + table.offsets[first][step] / 8);
+  }
+}
+
 __device__ inline void fetch_tokens(const PrefillArgs& args, const Projection& p,
                                     const Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
@@ -95,6 +109,36 @@ __device__ inline void fetch_tokens(const PrefillArgs& args, const Projection& p
           gather_slab(from, table.offsets[first], count, to);
         arrive_when_copied(shared.tokens_full + at.at);
       }
+  }
+  wait_for_copies();  // none may outlive the block
+}
+
+// As fetch_tokens, of FP8 codes: a stage has 128 columns and their scales.
+__device__ inline void fetch_fp8_tokens(const PrefillArgs& args, const Fp8Rows& rows,
+                                        const Projection& p, const Shared& shared,
+                                        float* token_scales) {
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+  const int piece = thread % 8, first = thread / 8;
+  const int place = first * 128 + ((piece ^ first % 8) << 4);
+  const int groups = p.chunks * (kChunkCols / kFp8ActivationBlock);
+  RingPosition at, table_at;
+  for (TileWalk walk(args, p); walk.more(); walk.next()) {
+    const PassTile tile = walk.tile();
+    barrier_wait(shared.table_empty + table_at.at, table_at.parity ^ 1u);
+    TokenTable& table = shared.table(table_at.at);
+    fill_table(args, tile, groups * (kFp8ActivationBlock / 16), table);
+    barrier_arrive(shared.table_full + table_at.at);
+    table_at.next(kTableStages);
+    const int width = width_of(tile);
+    const int count = (width - first + kGatherStep - 1) / kGatherStep;
+    for (int group = 0; group < groups; ++group, at.next(kTokenStages)) {
+      barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
+      gather_slab(reinterpret_cast<const uint4*>(rows.codes + group * kFp8ActivationBlock) + piece,
+                  table.offsets[first], count,
+                  shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place);
+      gather_scales(rows.scales + group, table, width, token_scales + at.at * kWidestFp8Pass);
+      arrive_when_copied(shared.tokens_full + at.at);
+    }
   }
   wait_for_copies();  // none may outlive the block
 }

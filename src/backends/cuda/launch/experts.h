@@ -23,11 +23,13 @@ struct PackArgs {
   PackedRows kind = PackedRows::kPlain;  // gate rows are packed before the up rows beside them
   PackedShape shape;                     // of the packed matrix
   std::uint8_t* out = nullptr;           // its bytes, zero at first
+  const std::int8_t* tops = nullptr;     // [rows] of fp8_row_tops(), of experts for FP8 inputs
 };
 
 /// Puts the scales into their places, as they are; pack_codes() turns them into packed scales.
 void pack_scales(const PackArgs& args, cudaStream_t stream);
-/// Puts the codes into their places. Scales must have been packed before.
+/// Puts the codes into their places. Scales must have been packed before. With `tops` the words are
+/// those for FP8.
 void pack_codes(const PackArgs& args, cudaStream_t stream);
 
 /// The packed experts of a layer: expert e's matrices start at e times their size.
@@ -40,6 +42,7 @@ struct PackedExpertsView {
   const float* gate_scales = nullptr;    // [E] global scales
   const float* up_scales = nullptr;
   const float* down_scales = nullptr;
+  bool fp8 = false;  // packed for FP8 inputs
 };
 
 /// What routing gave, by token; and the parts of numerics that both kernels share.
@@ -95,20 +98,31 @@ struct PassTile {
   int width = 0;  // of the products: a multiple of 8 that holds the count
 };
 inline constexpr int kWidestPass = 128;
+inline constexpr int kWidestFp8Pass = 112;  // twice as many sums take more registers
 
-/// The most tiles that `slots` slots of `experts` experts make.
+/// The most tiles of any width up to kWidestFp8Pass that `slots` slots of `experts` experts make.
 inline int most_pass_tiles(int slots, int experts) {
-  return (slots < experts ? slots : experts) + slots / kWidestPass;
+  return (slots < experts ? slots : experts) + slots / kWidestFp8Pass;
 }
 
-/// tiles[0, *count): the slots of every expert cut evenly into tiles of one width, the widest tiles
-/// first. `offsets` as SortArgs.
-void list_pass_tiles(const int* offsets, int experts, PassTile* tiles, int* count,
+/// tiles[0, *count): the slots of every expert cut evenly into tiles of one width, `widest` at
+/// most, the widest tiles first. `offsets` as SortArgs.
+void list_pass_tiles(const int* offsets, int experts, int widest, PassTile* tiles, int* count,
                      cudaStream_t stream);
 
 /// to[r] = the BF16 parts of x[r], columns padded with zeros to whole chunks
 void convert_rows(const float* x, int rows, int cols, int parts, std::uint16_t* to,
                   cudaStream_t stream);
+
+/// Rows on the grid of core/fp8_activations.h.
+struct Fp8Rows {
+  std::uint8_t* codes = nullptr;  // [rows, padded columns], columns at fp8_input_place()
+  float* scales = nullptr;        // [rows, padded columns / 128]
+};
+
+/// to[r] = x[r], columns padded with zeros to whole chunks
+void quantise_expert_rows(const float* x, int rows, int cols, const Fp8Rows& to,
+                          cudaStream_t stream);
 
 /// One projection for many tokens: bound by the tensor cores.
 struct PrefillArgs {
@@ -129,5 +143,14 @@ struct PrefillArgs {
 };
 
 void experts_prefill(const PrefillArgs& args, cudaStream_t stream);
+
+/// The same of experts packed for FP8 inputs, at most kWidestFp8Pass slots to a tile.
+struct Fp8PrefillArgs {
+  PrefillArgs common;  // of its inputs only slots_per_row; of the places of results, outputs16
+  Fp8Rows inputs;
+  Fp8Rows hidden;  // [T * k] of the first projection
+};
+
+void experts_prefill_fp8(const Fp8PrefillArgs& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

@@ -15,6 +15,16 @@
 //   one
 //           mask. `w` then reads w · 2^-126.
 //
+// Experts for FP8 inputs have the same places, but for the bits of a word and the scales:
+//
+//   word  : nibbles 0 to 3 are row g's codes without their signs, of columns 2t, 2t + 8, 2t + 1 and
+//           2t + 9, nibbles 4 to 7 those of row g + 8: selectors of a byte permutation, by which a
+//           table of E4M3 codes is read. The signs of nibbles 0 to 3 are at bits 7, 15, 23 and 31,
+//           where that puts them; the others' four bits lower.
+//   scale : of each 32 columns, with scale 2^k, first the packed scale, then 8 (k − t + 14), t
+//   being
+//           the row's top exponent (core/fp8_window.h): the place of the block's table.
+//
 // Gate and up rows alternate by 8, so that a lane's row g is the gate of the up in its row g + 8.
 #pragma once
 
@@ -113,6 +123,26 @@ QT_HOST_DEVICE inline std::uint32_t quad_bits(int member, std::uint32_t code) {
     default:
       return sign << 14 | (magnitude & 1u) << 13 | magnitude >> 1 << 10;
   }
+}
+
+/// The bits in a word for FP8 of the E2M1 code `code` at a place.
+QT_HOST_DEVICE inline std::uint32_t fp8_bits(int half, int member, std::uint32_t code) {
+  const int row = member % 2, column = half * 2 + member / 2;
+  return (code & 7u) << (4 * (4 * row + column)) | (code >> 3 & 1u) << (8 * column + 7 - 4 * row);
+}
+
+/// Where column `col` of FP8 inputs lies in its row: the order that words have within 16 columns.
+QT_HOST_DEVICE constexpr int fp8_input_place(int col) {
+  return col / 16 * 16 + col % 8 / 2 * 4 + col % 2 * 2 + col % 16 / 8;
+}
+
+/// The packed scale of 2^k.
+QT_HOST_DEVICE inline std::uint8_t packed_power(int k) {
+  return static_cast<std::uint8_t>((k + 15) * 8);
+}
+/// The place of a block's table, from the block's exponent and its row's top.
+QT_HOST_DEVICE inline std::uint8_t fp8_table_place(int k, int top) {
+  return static_cast<std::uint8_t>((k - top + 14) * 8);
 }
 
 /// The packed byte of |scale|: exponent and three mantissa bits of its F16, so that one

@@ -57,7 +57,7 @@ struct BlockState {
 };
 static_assert(sizeof(BlockState) <= kDecodeStateBytes);
 
-template <int kTokens, int kParts>
+template <int kTokens, int kParts, bool kFp8>
 class Decoder {
  public:
   static constexpr int kGroups = kTokens / 8;  // of tokens
@@ -281,9 +281,9 @@ class Decoder {
 #pragma unroll 1
       for (int half = 0; half < 2; ++half) {
         if (kGroups == 1 || groups == 1)
-          multiply_half<1, kParts>(unit, half, rows, inputs_at + half * 256, sums);
+          multiply_half<1, kParts, kFp8>(unit, half, rows, inputs_at + half * 256, sums);
         else
-          multiply_half<kGroups, kParts>(unit, half, rows, inputs_at + half * 256, sums);
+          multiply_half<kGroups, kParts, kFp8>(unit, half, rows, inputs_at + half * 256, sums);
       }
       arrive(freed_ + place);  // the buffer has been read
       hand_over(round, groups, sums);
@@ -424,28 +424,29 @@ class Decoder {
   std::uint32_t rounds_before_ = 0, rounds_ = 0;  // of the watching warp
 };
 
-template <int kTokens, int kParts>
+template <int kTokens, int kParts, bool kFp8>
 __global__ void __launch_bounds__(kThreads, 1)
     experts_decode_kernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   let_next_start();
   wait_for_previous();
-  Decoder<kTokens, kParts>(args, shared).run();
+  Decoder<kTokens, kParts, kFp8>(args, shared).run();
 }
 
 using Kernel = void (*)(DecodeArgs);
 
-Kernel kernel_for(const DecodeConfig& config) {
-  const bool two = config.parts == 2;
-  if (config.tile_tokens == 8)
-    return two ? experts_decode_kernel<8, 2> : experts_decode_kernel<8, 1>;
-  return two ? experts_decode_kernel<16, 2> : experts_decode_kernel<16, 1>;
+template <int kTokens>
+Kernel kernel_for(int parts, bool fp8) {
+  if (fp8) return experts_decode_kernel<kTokens, 1, true>;
+  return parts == 2 ? experts_decode_kernel<kTokens, 2, false>
+                    : experts_decode_kernel<kTokens, 1, false>;
 }
 
 }  // namespace
 
 void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStream_t stream) {
-  const Kernel kernel = kernel_for(config);
+  const Kernel kernel = config.tile_tokens == 8 ? kernel_for<8>(config.parts, args.w.fp8)
+                                                : kernel_for<16>(config.parts, args.w.fp8);
   QT_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
   // Cooperative: blocks wait for each other, so all must be resident. Serialised by the program, so

@@ -60,6 +60,67 @@ __global__ void __launch_bounds__(kThreads) pack_codes_kernel(PackArgs args) {
   }
 }
 
+// A row's codes of 32 columns, and the scale that they share.
+struct Fp8Block {
+  uint2 halves[2];
+  int exponent;
+};
+
+__device__ bool is_live(const uint2& codes) { return ((codes.x | codes.y) & 0x77777777u) != 0; }
+
+// Converts the scales in place: fp8_row_tops() has seen that those of the halves which are not zero
+// are the same power of two.
+__device__ Fp8Block take_fp8_block(const PackArgs& args, int row, int pair) {
+  Fp8Block out = {{}, args.tops[row]};
+  std::uint8_t& first = args.out[scale_place(args.shape, packed_row(args.kind, row), 2 * pair)];
+  std::uint8_t& second =
+      args.out[scale_place(args.shape, packed_row(args.kind, row), 2 * pair + 1)];
+  const std::uint8_t raw[2] = {first, second};
+  for (int half = 0; half < 2; ++half) {
+    const int col = pair * 32 + half * 16;
+    if (col >= args.cols || raw[half] == 0) continue;
+    const uint2 codes =
+        *reinterpret_cast<const uint2*>(args.codes + (std::int64_t{row} * args.cols + col) / 2);
+    if (!is_live(codes)) continue;
+    out.halves[half] = codes;
+    out.exponent = packed_scale(raw[half]) / 8 - 15;
+  }
+  first = packed_power(out.exponent);
+  second = fp8_table_place(out.exponent, args.tops[row]);
+  return out;
+}
+
+// As pack_codes_kernel, of 32 columns.
+__global__ void __launch_bounds__(kThreads) pack_fp8_kernel(PackArgs args) {
+  const int pairs = (args.cols + 31) / 32;
+  const bool plain = args.kind == PackedRows::kPlain;
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int number = static_cast<int>(i / pairs);
+  const int pair = static_cast<int>(i % pairs);
+  const int row = plain ? number / 8 * 16 + number % 8 : number;
+  if (row >= args.rows) return;
+
+  Fp8Block rows[2] = {};
+  rows[args.kind == PackedRows::kUp ? 1 : 0] = take_fp8_block(args, row, pair);
+  if (plain && row + 8 < args.rows) rows[1] = take_fp8_block(args, row + 8, pair);
+
+  const int first_row = packed_row(plain ? PackedRows::kPlain : PackedRows::kGate, row);
+  for (int atom = 0; atom < 2; ++atom)
+    for (int t = 0; t < 4; ++t) {
+      std::uint32_t word = 0;
+      for (int half = 0; half < 2; ++half) {
+        const int shift = 8 * t + 4 * half;
+        for (int r = 0; r < 2; ++r) {
+          word |= fp8_bits(half, r, rows[r].halves[atom].x >> shift & 15u);
+          word |= fp8_bits(half, r + 2, rows[r].halves[atom].y >> shift & 15u);
+        }
+      }
+      auto* at = reinterpret_cast<std::uint32_t*>(
+          args.out + code_place(args.shape, first_row, pair * 32 + atom * 16 + 2 * t).word);
+      *at = args.kind == PackedRows::kUp ? *at | word : word;
+    }
+}
+
 }  // namespace
 
 void pack_scales(const PackArgs& args, cudaStream_t stream) {
@@ -71,6 +132,13 @@ void pack_scales(const PackArgs& args, cudaStream_t stream) {
 
 void pack_codes(const PackArgs& args, cudaStream_t stream) {
   const int pairs = args.kind == PackedRows::kPlain ? padded_to(args.rows, 16) / 2 : args.rows;
+  if (args.tops != nullptr) {
+    const std::int64_t count = std::int64_t{pairs} * ((args.cols + 31) / 32);
+    pack_fp8_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
+                      stream>>>(args);
+    QT_CUDA(cudaGetLastError());
+    return;
+  }
   const std::int64_t count = std::int64_t{pairs} * (args.cols / 16);
   pack_codes_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
                       stream>>>(args);

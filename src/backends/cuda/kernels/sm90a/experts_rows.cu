@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the prefill kernel needs beside itself: inputs as BF16, and the list of its tiles.
+// What the prefill kernel needs beside itself: inputs as BF16 or FP8, and the list of its tiles.
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/bf16_parts.cuh"
+#include "backends/cuda/device/fp8_activations.cuh"
 #include "backends/cuda/launch/experts.h"
 
 namespace quatrain::cuda {
@@ -22,6 +23,27 @@ __global__ void __launch_bounds__(kThreads)
   store_parts(to + row * parts * padded + col, parts, padded, value);
 }
 
+// A warp per row and 128 columns; a lane has those of one word of a packed atom.
+__global__ void __launch_bounds__(kThreads)
+    quantise_kernel(const float* x, int rows, int cols, Fp8Rows to) {
+  const int blocks = padded_to(cols, kChunkCols) / kFp8ActivationBlock;
+  const std::int64_t i = std::int64_t{blockIdx.x} * (kThreads / kWarp) + warp_id();
+  const std::int64_t row = i / blocks;
+  const int block = static_cast<int>(i % blocks);
+  if (row >= rows) return;
+  const int atom = block * kFp8ActivationBlock + lane_id() / 4 * 16;
+  const int col = atom + lane_id() % 4 * 2;
+  float2 low = {}, high = {};
+  if (atom < cols) {  // a multiple of 16
+    low = *reinterpret_cast<const float2*>(x + row * cols + col);
+    high = *reinterpret_cast<const float2*>(x + row * cols + col + 8);
+  }
+  const float4 word = {low.x, high.x, low.y, high.y};
+  const float scale = fp8_scale_of(word);
+  reinterpret_cast<std::uint32_t*>(to.codes)[i * kWarp + lane_id()] = fp8_codes(word, scale);
+  if (lane_id() == 0) to.scales[i] = scale;
+}
+
 // Passes over an expert's weights, and the eights of tokens in the widest of them.
 struct Passes {
   int count;
@@ -31,12 +53,12 @@ struct Passes {
 // One block: a thread per expert cuts its slots into passes that are as equal as eights allow, and
 // finds their place in the list by looking at all other experts.
 __global__ void __launch_bounds__(kThreads)
-    list_kernel(const int* offsets, int experts, PassTile* tiles, int* count) {
+    list_kernel(const int* offsets, int experts, int widest, PassTile* tiles, int* count) {
   extern __shared__ Passes passes[];
   const int thread = static_cast<int>(threadIdx.x);
   for (int e = thread; e < experts; e += kThreads) {
     const int slots = offsets[e + 1] - offsets[e];
-    const int n = (slots + kWidestPass - 1) / kWidestPass;
+    const int n = (slots + widest - 1) / widest;
     passes[e] = {n, n > 0 ? ((slots + 7) / 8 + n - 1) / n : 0};
   }
   __syncthreads();  // all passes are known
@@ -68,10 +90,20 @@ void convert_rows(const float* x, int rows, int cols, int parts, std::uint16_t* 
   QT_CUDA(cudaGetLastError());
 }
 
-void list_pass_tiles(const int* offsets, int experts, PassTile* tiles, int* count,
+void quantise_expert_rows(const float* x, int rows, int cols, const Fp8Rows& to,
+                          cudaStream_t stream) {
+  const std::int64_t warps =
+      std::int64_t{rows} * (padded_to(cols, kChunkCols) / kFp8ActivationBlock);
+  constexpr int kWarps = kThreads / kWarp;
+  quantise_kernel<<<static_cast<unsigned>((warps + kWarps - 1) / kWarps), kThreads, 0, stream>>>(
+      x, rows, cols, to);
+  QT_CUDA(cudaGetLastError());
+}
+
+void list_pass_tiles(const int* offsets, int experts, int widest, PassTile* tiles, int* count,
                      cudaStream_t stream) {
   list_kernel<<<1, kThreads, static_cast<std::size_t>(experts) * sizeof(Passes), stream>>>(
-      offsets, experts, tiles, count);
+      offsets, experts, widest, tiles, count);
   QT_CUDA(cudaGetLastError());
 }
 

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+// Routed experts with FP8 inputs for many tokens: one projection per launch, bound by the FP8
+// tensor cores.
+//
+// As experts_prefill.cu: a tile is 256 packed rows of an expert times up to 112 of its tokens, two
+// warpgroups of 128 rows decode weights into registers, and a third one feeds them. Weights become
+// E4M3 codes with their block's scale in the exponent, so that 128 columns, the stretch of an
+// activation scale, are four instructions; their sums, which the tensor cores keep with fewer bits
+// than FP32 has, are then added up in FP32, times the token's scale. A warpgroup does that for 64
+// rows at a time, having decoded the next ones meanwhile; the other warpgroup's products run while
+// it adds.
+#include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/fp8_fragments.cuh"
+#include "backends/cuda/device/prefill_feed.cuh"
+#include "backends/cuda/device/prefill_fp8_results.cuh"
+#include "backends/cuda/device/wgmma_fp8.cuh"
+
+namespace quatrain::cuda {
+namespace {
+
+using namespace prefill;
+
+constexpr int kScalesAt = kBarriersAt + 2 * 8 * (kWeightStages + kTokenStages + kTableStages);
+constexpr int kPeaksAt = kScalesAt + kTokenStages * kWidestFp8Pass * 4;
+constexpr int kFp8TablesAt = kPeaksAt + int{sizeof(HiddenPeaks)};
+constexpr int kFp8SharedBytes = kFp8TablesAt + kFp8TableBytes + 1024;
+static_assert(kScalesAt % 8 == 0 && kPeaksAt % 8 == 0 && kFp8TablesAt % 8 == 0);
+static_assert(kFp8SharedBytes <= 232448);
+static_assert(kFp8Columns == kFp8ActivationBlock);
+
+using Fp8Widths = WidthList<112, 104, 96, 88, 80, 72, 64, 56, 48, 40, 32, 16>;
+
+constexpr int kSteps = kFp8Columns / 32;           // instructions of 128 columns
+using Operand = std::uint32_t[kSteps][4];          // 16 rows of a warp by 128 columns
+constexpr int kHalves = kChunkCols / kFp8Columns;  // of a chunk
+constexpr int kTurns = kHalves * kBlocks;          // operands of a chunk
+
+template <bool kFirst>
+struct Multiplier {
+  const Fp8PrefillArgs& args;
+  const Projection& projection;
+  const Shared& shared;
+  RingPosition weights;
+  RingPosition tokens;
+  RingPosition table;
+  int turn;  // of the peaks
+
+  __device__ int warp() const { return warp_id() % kMultiplyingWarps; }
+  __device__ void release(Barrier* barrier) const {
+    if (lane_id() == 0) barrier_arrive(barrier);
+  }
+
+  // Where the slabs of a block of rows start among those of a chunk of 64 rows.
+  __device__ const std::uint8_t* packed_rows(int block, int& first_slab) const {
+    const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
+    first_slab = rows % 4 * 4;
+    return shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp() / 4 * kTileBytes +
+           rows / 4 * kChunkBytes;
+  }
+  __device__ __forceinline__ void decode(int half, int block, Operand& a) const {
+    int first_slab;
+    const std::uint8_t* packed = packed_rows(block, first_slab);
+    const auto* tables = reinterpret_cast<const uint2*>(shared.base + kFp8TablesAt);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Slab slab = load_slab(packed, first_slab + half * 2 + i, lane_id());
+      const std::uint32_t words[4] = {slab.codes.x, slab.codes.y, slab.codes.z, slab.codes.w};
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair)
+        decode_fp8_pair(words[2 * pair], words[2 * pair + 1],
+                        fp8_table_of(tables, slab.scales.x, pair),
+                        fp8_table_of(tables, slab.scales.y, pair), a[2 * i + pair]);
+    }
+  }
+
+  // Starts sums = a times the tokens of the stage.
+  template <int kWidth>
+  __device__ __forceinline__ void start(float (&sums)[kWidth / 2], const Operand& a) const {
+    const std::uint32_t at = shared_address(shared.base + kTokensAt + tokens.at * kTokenStageBytes);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step)
+      wgmma_e4m3<kWidth>(sums, a[step], swizzled_operand(at + step * 32), step > 0);
+    wgmma_commit();
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void add(float (&d)[kWidth / 2],
+                                      const float (&sums)[kWidth / 2]) const {
+    const auto* scales = reinterpret_cast<const float*>(shared.base + kScalesAt) +
+                         tokens.at * kWidestFp8Pass + lane_id() % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n) {
+      const float2 scale = *reinterpret_cast<const float2*>(scales + n * 8);
+      d[4 * n] = fmaf(sums[4 * n], scale.x, d[4 * n]);
+      d[4 * n + 1] = fmaf(sums[4 * n + 1], scale.y, d[4 * n + 1]);
+      d[4 * n + 2] = fmaf(sums[4 * n + 2], scale.x, d[4 * n + 2]);
+      d[4 * n + 3] = fmaf(sums[4 * n + 3], scale.y, d[4 * n + 3]);
+    }
+  }
+
+  __device__ float2 row_factors(int block) const {
+    int first_slab;
+    const std::uint8_t* packed = packed_rows(block, first_slab);
+    const uint2 scales = load_slab(packed, first_slab, lane_id()).scales;
+    return {fp8_row_factor(scales.x), fp8_row_factor(scales.y)};
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void multiply_tile(const PassTile& tile, int first_row_tile) {
+    float d[kBlocks][kWidth / 2], sums[kWidth / 2];
+#pragma unroll
+    for (int i = 0; i < kBlocks * kWidth / 2; ++i) d[i / (kWidth / 2)][i % (kWidth / 2)] = 0;
+    Operand a[2];
+    barrier_wait(shared.weights_full + weights.at, weights.parity);
+    float2 factors[kBlocks];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) factors[block] = row_factors(block);
+    decode(0, 0, a[0]);
+    for (int chunk = 0; chunk < projection.chunks; ++chunk) {
+#pragma unroll
+      for (int i = 0; i < kTurns; ++i) {
+        const int block = i % kBlocks;
+        if (block == 0) {
+          barrier_wait(shared.tokens_full + tokens.at, tokens.parity);
+          fence_operands();
+        }
+        start<kWidth>(sums, a[i % 2]);
+        if (i + 1 < kTurns) {
+          decode((i + 1) / kBlocks, (i + 1) % kBlocks, a[(i + 1) % 2]);
+        } else {
+          __syncwarp();
+          release(shared.weights_empty + weights.at);
+          weights.next(kWeightStages);
+          // Past the tile's last chunk there is nothing to wait for, and what is decoded is not
+          // used.
+          if (chunk + 1 < projection.chunks)
+            barrier_wait(shared.weights_full + weights.at, weights.parity);
+          decode(0, 0, a[0]);
+        }
+        wgmma_wait<0>();
+        wgmma_results(sums);
+        add<kWidth>(d[block], sums);
+        if (block == kBlocks - 1) {
+          __syncwarp();
+          release(shared.tokens_empty + tokens.at);
+          tokens.next(kTokenStages);
+        }
+      }
+    }
+    store<kWidth>(tile.expert,
+                  (first_row_tile + warp() / 4) * kTileRows + warp() % 4 * kBlocks * 16, factors,
+                  d);
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void store(int expert, int row, const float2 (&factors)[kBlocks],
+                                        float (&d)[kBlocks][kWidth / 2]) {
+    barrier_wait(shared.table_full + table.at, table.parity);
+    auto& peaks = *reinterpret_cast<HiddenPeaks*>(shared.base + kPeaksAt);
+    const Fp8Results results{args, shared.table(table.at),  peaks, turn, expert,
+                             row,  {factors[0], factors[1]}};
+    if constexpr (kFirst) {
+      results.template store_hidden<kWidth>(d);
+      turn = (turn + 1) % HiddenPeaks::kTurns;
+    } else if (row / kTileRows < projection.row_tiles) {
+      results.template store_outputs16<kWidth>(d);
+    }
+    __syncwarp();  // all lanes have read the table
+    release(shared.table_empty + table.at);
+    table.next(kTableStages);
+  }
+
+  template <int kWidth>
+  __device__ __forceinline__ void multiply_width(TileWalk& walk) {
+    for (; walk.more(); walk.next()) {
+      const PassTile tile = walk.tile();
+      if (width_of(tile) != kWidth) return;
+      multiply_tile<kWidth>(tile, walk.row_tile());
+    }
+  }
+  template <int... kWidths>
+  __device__ __forceinline__ void multiply_all(WidthList<kWidths...>) {
+    TileWalk walk(args.common, projection);
+    (multiply_width<kWidths>(walk), ...);
+  }
+};
+
+__device__ void make_ready(const Shared& shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    for (int s = 0; s < kWeightStages; ++s) {
+      barrier_init(shared.weights_full + s, 1);
+      barrier_init(shared.weights_empty + s, kMultiplyingWarps);
+    }
+    for (int s = 0; s < kTokenStages; ++s) {
+      barrier_init(shared.tokens_full + s, kGatherThreads);
+      barrier_init(shared.tokens_empty + s, kMultiplyingWarps);
+    }
+    for (int s = 0; s < kTableStages; ++s) {
+      barrier_init(shared.table_full + s, kGatherThreads);
+      barrier_init(shared.table_empty + s, kMultiplyingWarps);
+    }
+    barrier_init_fence();
+  }
+  if (thread < kFp8WindowBinades)
+    reinterpret_cast<uint2*>(shared.base + kFp8TablesAt)[thread] = fp8_table(thread);
+  if (thread < kWidestFp8Pass)
+    reinterpret_cast<HiddenPeaks*>(shared.base + kPeaksAt)->bits[0][thread] = 0;
+  __syncthreads();
+}
+
+template <bool kFirst>
+__global__ void __launch_bounds__(kThreads, 1)
+    experts_prefill_fp8_kernel(const __grid_constant__ Fp8PrefillArgs args) {
+  extern __shared__ std::uint8_t unaligned[];
+  const Shared shared = shared_at(unaligned + (1024 - shared_address(unaligned) % 1024) % 1024);
+  make_ready(shared);
+  const Projection projection = projection_of(args.common);
+  if (threadIdx.x >= kMultiplyingGroups * kWarpgroup) {
+    lower_registers<40>();
+    if (threadIdx.x < kMultiplyingGroups * kWarpgroup + kGatherThreads)
+      fetch_fp8_tokens(args.common, args.inputs, projection, shared,
+                       reinterpret_cast<float*>(shared.base + kScalesAt));
+    else
+      fetch_weights(args.common, projection, shared);
+  } else {
+    raise_registers<232>();
+    Multiplier<kFirst> multiplier{args, projection, shared, {}, {}, {}, 0};
+    multiplier.multiply_all(Fp8Widths());
+  }
+}
+
+}  // namespace
+
+void experts_prefill_fp8(const Fp8PrefillArgs& args, cudaStream_t stream) {
+  const auto kernel =
+      args.common.first ? experts_prefill_fp8_kernel<true> : experts_prefill_fp8_kernel<false>;
+  QT_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, kFp8SharedBytes));
+  kernel<<<static_cast<unsigned>(args.common.blocks), kThreads, kFp8SharedBytes, stream>>>(args);
+  QT_CUDA(cudaGetLastError());
+}
+
+}  // namespace quatrain::cuda
