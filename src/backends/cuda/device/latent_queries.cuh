@@ -31,7 +31,7 @@ __device__ inline void load_queries(const AttendArgs& args, const float* q, int 
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      if (args.norms_queries) {
+      if (args.norms_queries && begin + j * latent::kWarps < heads) {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < kPairs; ++i)

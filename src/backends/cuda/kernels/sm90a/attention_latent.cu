@@ -157,11 +157,11 @@ __device__ void add_values(const Shared& shared, const unsigned char* stage, Sum
   wgmma_wait<0>();
 }
 
-// The softmax sums of the tiles [begin, end) of a row for `heads` heads with queries at q.
+// The softmax sums of the tiles [begin, end) of row r for `heads` heads with queries at q.
 template <CacheFormat kFormat>
-__device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys,
-                          const RowSources& sources, const float* q, int heads, int begin, int end,
-                          float scale, Sums& sums) {
+__device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys, int r,
+                          const float* q, int heads, int begin, int end, float scale, Sums& sums) {
+  const RowSources sources(args, keys, r);
   const auto source_of = [&](int tile) {
     const int own = tile * kTileKeys + warp_id() * kKeysPerWarp + lane_id();
     return lane_id() < kKeysPerWarp ? sources.of(own) : Source{0};
@@ -171,12 +171,9 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
   };
   Source next = source_of(begin + 2);
   if (begin < end) {
-    Source source = source_of(begin), second = source_of(begin + 1);
-#pragma unroll 1
-    for (int tile = begin; tile < min(end, begin + 2); ++tile) {
-      load(source, tile);
-      source = second;
-    }
+    const Source first = source_of(begin), second = source_of(begin + 1);
+    load(first, begin);
+    if (begin + 1 < end) load(second, begin + 1);
     load_queries(args, q, heads, shared.query_turns, shared.q);
   }
 #pragma unroll
@@ -219,16 +216,6 @@ __device__ float2 turned(const AttendArgs& args, const Shared& shared, int colum
   return {pair[0], pair[1]};
 }
 
-// The weight of a row's sums and the divisor, once the sink has joined.
-struct Finish {
-  float factor;
-  __device__ Finish(float largest, float total, float sink) {
-    const float best = fmaxf(largest, sink);
-    const float weight = exp2f(largest - best);
-    factor = weight / (total * weight + exp2f(sink - best));
-  }
-};
-
 constexpr float kLog2e = 1.4426950408889634f;
 
 // Both halves' totals of this thread's rows.
@@ -242,6 +229,37 @@ __device__ void join_totals(Shared& shared, const Sums& sums, float (&totals)[2]
 #pragma unroll
   for (int h = 0; h < 2; ++h)
     totals[h] = shared.total[0][first_row() + 8 * h] + shared.total[1][first_row() + 8 * h];
+}
+
+// out = the results of a block that has all tiles. They pass through shared memory, so that all
+// warps write whole lines of the rows that there are.
+__device__ void finish_row(const AttendArgs& args, Shared& shared, const Sums& sums, int heads,
+                           const float* sinks, float* out) {
+  float totals[2];
+  join_totals(shared, sums, totals);  // the last tile has been used
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = first_row() + 8 * h;
+    if (row >= heads) continue;
+    const float sink = sinks[row] * kLog2e;
+    const float best = fmaxf(sums.largest[h], sink);
+    const float weight = exp2f(sums.largest[h] - best);
+    const float factor = weight / (totals[h] * weight + exp2f(sink - best));
+    float* to = &shared.out[row][group_id() * (kWidth / 2) + 2 * (lane_id() % 4)];
+#pragma unroll
+    for (int j = 0; j < kWidth / 16; ++j)
+      *reinterpret_cast<float2*>(to + 8 * j) = {sums.out[4 * j + 2 * h] * factor,
+                                                sums.out[4 * j + 2 * h + 1] * factor};
+  }
+  __syncthreads();
+  for (int row = warp_id(); row < heads; row += latent::kWarps)
+#pragma unroll
+    for (int column = 4 * lane_id(); column < kWidth; column += 4 * kWarp) {
+      const float4 x = *reinterpret_cast<const float4*>(&shared.out[row][column]);
+      const float2 low = turned(args, shared, column, x.x, x.y);
+      const float2 high = turned(args, shared, column + 2, x.z, x.w);
+      *reinterpret_cast<float4*>(out + row * kWidth + column) = {low.x, low.y, high.x, high.y};
+    }
 }
 
 // Leaves this split's sums where the other blocks of the cluster can read them.
@@ -327,20 +345,6 @@ __device__ void store_latent(const AttendArgs& args, int r) {
   store_row(args.ring, row, args.latents + std::int64_t{r} * kWidth);
 }
 
-// What the batch alone tells of a row that is no padding, and the rotations of its queries and its
-// output. A barrier must follow before they are used.
-struct Row {
-  RowKeys keys;
-  RowSources sources;
-  int tiles;
-  __device__ Row(const AttendArgs& args, int r, Shared& shared)
-      : keys(find_keys(args, r)),
-        sources(args, keys, r),
-        tiles((keys.count + kTileKeys - 1) / kTileKeys) {
-    find_turns(args, r, shared);
-  }
-};
-
 // Rows that are not split; in layers without entries all of them, and padding.
 template <CacheFormat kFormat>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -358,28 +362,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (!has_entries(args)) clear(args.out + at, heads, 0, kThreads);
     return;
   }
-  const Row row(args, r, shared);
+  find_turns(args, r, shared);
   __syncthreads();
   wait_for_previous();
+  const RowKeys keys = find_keys(args, r);
   Sums sums;
-  sum_tiles<kFormat>(args, shared, row.keys, row.sources, args.q + at, heads, 0, row.tiles, scale,
-                     sums);
+  sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, 0,
+                     (keys.count + kTileKeys - 1) / kTileKeys, scale, sums);
   if (args.stores && head == 0) store_latent(args, r);
-  float totals[2];
-  join_totals(shared, sums, totals);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int own = first_row() + 8 * h;
-    if (own >= heads) continue;
-    const Finish finish(sums.largest[h], totals[h], args.sinks[head + own] * kLog2e);
-    const int column = group_id() * (kWidth / 2) + 2 * (lane_id() % 4);
-    float* out = args.out + at + own * kWidth + column;
-#pragma unroll
-    for (int j = 0; j < kWidth / 16; ++j)
-      *reinterpret_cast<float2*>(out + 8 * j) =
-          turned(args, shared, column + 8 * j, sums.out[4 * j + 2 * h] * finish.factor,
-                 sums.out[4 * j + 2 * h + 1] * finish.factor);
-  }
+  finish_row(args, shared, sums, heads, args.sinks + head, args.out + at);
 }
 
 // Rows of sequences that bring few rows, and padding; `heads_per_block` heads at a time.
@@ -401,12 +392,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (!is_row) clear(args.out + at, heads, rank * kThreads, kSplits * kThreads);
       continue;
     }
-    const Row row(args, r, shared);
+    find_turns(args, r, shared);
     __syncthreads();
     if (r == first) wait_for_previous();
+    const RowKeys keys = find_keys(args, r);
+    const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
     Sums sums;
-    sum_tiles<kFormat>(args, shared, row.keys, row.sources, args.q + at, heads,
-                       row.tiles * rank / kSplits, row.tiles * (rank + 1) / kSplits, scale, sums);
+    sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, tiles * rank / kSplits,
+                       tiles * (rank + 1) / kSplits, scale, sums);
     if (args.stores && rank == kSplits - 1 && head == 0) store_latent(args, r);
     publish(shared, sums, heads);
     cooperative_groups::this_cluster().sync();
