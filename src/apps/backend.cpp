@@ -17,12 +17,14 @@ Backend make_cpu(const CpuFlags& cpu, const std::string& kv_cache_dtype,
     fail("--kv-cache-dtype {}: the cpu backend{} keeps its caches in fp32", kv_cache_dtype, reason);
   auto ops = std::make_unique<CpuOps>(cpu.threads, parse_isa(cpu.isa), cpu.cpus);
   ThreadPool& pool = ops->pool();
-  const std::string_view isa = name_of(ops->isa());
+  const CpuIsa ops_isa = ops->isa();
+  const std::string_view isa = name_of(ops_isa);
   return {.ops = std::move(ops),
           .description =
               fmt::format("cpu backend, {} threads, {} kernels{}", pool.threads(), isa, reason),
           .device = fmt::format("{} threads, {}", pool.threads(), isa),
-          .measure_limits = [&pool] { return measure_cpu_limits(pool); }};
+          .measure_limits = [&pool, kind = ops_isa] { return measure_cpu_limits(pool, kind); },
+          .cycle_bytes = uncached_bytes()};
 }
 
 #if defined(QUATRAIN_HAS_CUDA)

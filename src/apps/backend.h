@@ -17,6 +17,7 @@ struct Backend {
   std::string description;  ///< which one, on what, and why it was chosen
   std::string device;       ///< "NVIDIA H200", "8 threads"
   std::function<DeviceLimits()> measure_limits;
+  std::int64_t cycle_bytes = 256 << 20;  ///< reading this much leaves nothing in a cache
 };
 
 /// How the CPU backend runs.

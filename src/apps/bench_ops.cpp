@@ -6,6 +6,7 @@
 
 #include "apps/backend.h"
 #include "apps/bench.h"
+#include "apps/model_flags.h"
 #include "apps/number_list.h"
 #include "apps/op_cases.h"
 #include "core/file.h"
@@ -17,7 +18,8 @@ namespace {
 struct OpsFlags {
   std::string backend = "auto";
   std::string kv_cache_dtype = "auto";
-  int threads = 0;
+  std::string expert_activations = "auto";
+  CpuFlags cpu;
   std::vector<std::string> models = {"flash"};
   std::string rows = "1,16,512";
   std::string contexts = "1024,32768";
@@ -31,8 +33,9 @@ void bench_ops(const OpsFlags& flags) {
   OpCaseOptions options{.filter = flags.filter,
                         .rows = parse_numbers(flags.rows, "--rows", 1, 1 << 16),
                         .contexts = parse_numbers(flags.contexts, "--context", 1, 1 << 20)};
-  Backend backend = make_backend(flags.backend, {.threads = flags.threads}, flags.kv_cache_dtype);
-  if (backend.ops->backend_name() == "cpu") options.activations = ExpertActivations::kFull;
+  Backend backend = make_backend(flags.backend, flags.cpu, flags.kv_cache_dtype);
+  options.activations = parse_activations(flags.expert_activations, backend.ops->backend_name());
+  options.cycle_bytes = backend.cycle_bytes;
   OpsReport report;
   report.subject = {.version = QUATRAIN_VERSION,
                     .model = "",
@@ -59,20 +62,23 @@ void add_bench_ops(CLI::App& bench) {
   CLI::App* verb =
       bench.add_subcommand("ops", "Time of each operation at the shapes of published models");
   verb->footer(
-      "Weights, caches and routings take turns until 256 MB were read, so that no cache helps; "
-      "data\n"
-      "are random. Up to 64 rows are one of each sequence, more are one sequence's prompt. The "
-      "limit\n"
-      "is the larger of bytes over the read bandwidth and products over the peak, both measured "
-      "in\n"
-      "the same run.");
+      "Weights, caches and routings take turns until 256 MB were read (on a CPU four times its "
+      "last "
+      "cache),\n"
+      "so that no cache helps; data are random. Up to 64 rows are one of each sequence, more are "
+      "one\n"
+      "sequence's prompt. The limit is the larger of bytes over the read bandwidth and products "
+      "over "
+      "the peak\n"
+      "of the unit that they are for, all measured in the same run.");
   verb->add_option("--backend", flags->backend, "cpu, cuda, or auto")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  verb->add_option("-t,--threads", flags->threads, "CPU threads; 0 takes one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
+  add_cpu_flags(*verb, flags->cpu);
   verb->add_option("--kv-cache-dtype", flags->kv_cache_dtype, "Type of the caches, as for run")
+      ->capture_default_str();
+  verb->add_option("--expert-activations", flags->expert_activations,
+                   "Inputs of the routed experts, as for run")
       ->capture_default_str();
   verb->add_option("--models", flags->models, "Shapes: flash, pro, storyteller")
       ->delimiter(',')

@@ -37,9 +37,8 @@ struct Sum {
   void add(const BreakdownLine& other, const DeviceLimits& limits) {
     line.calls += other.calls;
     line.microseconds += other.microseconds;
-    line.cost.bytes += other.cost.bytes;
-    line.cost.flops += other.cost.flops;
-    seconds_at_limit += limits.seconds(other.cost.bytes, other.cost.flops);
+    line.cost += other.cost;
+    seconds_at_limit += limits.seconds(other.cost.bytes, other.cost.flops, other.cost.int8_flops);
   }
 };
 
@@ -122,14 +121,18 @@ std::string json_test(const BenchTest& test) {
       time.deviation, speed.mean, speed.deviation, fmt::join(nanoseconds, ", "));
 }
 
+std::string json_limits(const DeviceLimits& limits) {
+  return fmt::format(R"({{"read_bytes_per_s": {:.6g}, "flops": {:.6g}, "fp8_flops": {:.6g}, )"
+                     R"("tile_flops": {:.6g}}})",
+                     limits.read_bytes, limits.flops, limits.fp8_flops, limits.tile_flops);
+}
+
 std::string json_breakdown(const Breakdown& breakdown) {
   std::string out = fmt::format(
       R"({{"test": {}, "rows": {}, "recorded": {}, "step_us": {:.3f}, "sum_us": {:.3f}, )"
-      R"("limits": {{"read_bytes_per_s": {:.6g}, "flops": {:.6g}, "fp8_flops": {:.6g}}}, )"
-      R"("operations": [)",
+      R"("limits": {}, "operations": [)",
       json_quote(breakdown.test), breakdown.rows, breakdown.recorded, breakdown.step_microseconds,
-      breakdown.sum_microseconds(), breakdown.limits.read_bytes, breakdown.limits.flops,
-      breakdown.limits.fp8_flops);
+      breakdown.sum_microseconds(), json_limits(breakdown.limits));
   const char* comma = "";
   for (const BreakdownLine& line : breakdown.lines) {
     out += fmt::format(
@@ -196,12 +199,10 @@ std::string csv(const OpsReport& report) {
 }
 
 std::string json(const OpsReport& report) {
-  std::string out = fmt::format(
-      R"({{"version": {}, "backend": {}, "device": {}, "limits": {{"read_bytes_per_s": {:.6g}, )"
-      R"("flops": {:.6g}, "fp8_flops": {:.6g}}}, "results": [)",
-      json_quote(report.subject.version), json_quote(report.subject.backend),
-      json_quote(report.subject.device), report.limits.read_bytes, report.limits.flops,
-      report.limits.fp8_flops);
+  std::string out =
+      fmt::format(R"({{"version": {}, "backend": {}, "device": {}, "limits": {}, "results": [)",
+                  json_quote(report.subject.version), json_quote(report.subject.backend),
+                  json_quote(report.subject.device), json_limits(report.limits));
   const char* comma = "";
   for (const OpResult& r : report.results) {
     out += fmt::format(
@@ -252,13 +253,17 @@ double Breakdown::sum_microseconds() const {
 }
 
 double share_of_limit(const DeviceLimits& limits, const OpCost& cost, double microseconds) {
-  return microseconds > 0 ? limits.seconds(cost.bytes, cost.flops) * 1e6 / microseconds : 0.0;
+  return microseconds > 0
+             ? limits.seconds(cost.bytes, cost.flops, cost.int8_flops) * 1e6 / microseconds
+             : 0.0;
 }
 
 std::string describe(const DeviceLimits& limits) {
   std::string out =
       fmt::format("{:.0f} GB/s read, {:.2f} TFLOP/s", limits.read_bytes / 1e9, limits.flops / 1e12);
   if (limits.fp8_flops > 0) out += fmt::format(", {:.2f} in 8 bits", limits.fp8_flops / 1e12);
+  if (limits.tile_flops > 0)
+    out += fmt::format(", {:.2f} in BF16 on tiles", limits.tile_flops / 1e12);
   return out;
 }
 

@@ -12,6 +12,19 @@
 
 namespace quatrain::apps {
 
+void add_cpu_flags(CLI::App& app, CpuFlags& cpu) {
+  app.add_option("-t,--threads", cpu.threads, "CPU threads; 0 takes one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app.add_option("--cpu-mask", cpu.cpus,
+                 "Pin CPU threads to these processors, separated by commas; one thread on each")
+      ->delimiter(',');
+  app.add_option("--cpu-isa", cpu.isa,
+                 "CPU instruction set: auto (the best there is), plain, avx2, avx512, vbmi, amx or "
+                 "amx-linears (see docs/numerics.md)")
+      ->capture_default_str();
+}
+
 void ModelFlags::add_to(CLI::App& app) {
   app.add_option("MODEL,-m,--model,--model-path", model,
                  "Folder with config.json, safetensors files and tokenizer.json")
@@ -19,16 +32,7 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--backend", backend, "cpu, cuda, or auto: cuda where there is a usable GPU")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  app.add_option("-t,--threads", threads, "CPU threads; 0 takes one per core")
-      ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  app.add_option("--cpu-mask", cpu_mask,
-                 "Pin CPU threads to these processors, separated by commas; one thread on each")
-      ->delimiter(',');
-  app.add_option("--cpu-isa", cpu_isa,
-                 "CPU instruction set: auto (the best there is), plain, avx2, avx512, vbmi, amx or "
-                 "amx-linears (see docs/numerics.md)")
-      ->capture_default_str();
+  add_cpu_flags(app, cpu);
   app.add_option("-c,--max-model-len,--ctx-size,--ctx,--context-length", options.max_model_len,
                  "Context in tokens; 0 takes the checkpoint's maximum, at most 8192")
       ->capture_default_str();
@@ -80,8 +84,6 @@ ModelSource ModelFlags::open() const {
   return open_model(model);
 }
 
-namespace {
-
 ExpertActivations parse_activations(std::string name, std::string_view backend) {
   if (name == "auto") name = backend == "cpu" ? "int8" : "bf16";
   if (name == "int8") {
@@ -95,6 +97,8 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
   if (name == "static") return ExpertActivations::kStatic;
   return ExpertActivations::kFull;
 }
+
+namespace {
 
 void log_plan(const MemoryPlan& plan) {
   std::string text = plan.describe();
@@ -120,7 +124,7 @@ LoadEvents::Progress progress_on_stderr(const char* label, const char* unit) {
 
 LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
                            const std::function<void(double)>& on_progress)
-    : backend_(make_backend(flags.backend, flags.cpu(), flags.kv_cache_dtype)) {
+    : backend_(make_backend(flags.backend, flags.cpu, flags.kv_cache_dtype)) {
   ops_ = backend_.ops.get();
   if (decorate) {
     decorated_ = decorate(*ops_);

@@ -18,6 +18,12 @@ class App;
 
 namespace quatrain::apps {
 
+/// Adds -t/--threads, --cpu-mask and --cpu-isa.
+void add_cpu_flags(CLI::App& app, CpuFlags& cpu);
+
+/// What --expert-activations means on a backend; "auto" is int8 on the CPU and bf16 elsewhere.
+ExpertActivations parse_activations(std::string name, std::string_view backend);
+
 struct ModelFlags {
   std::string model;
   std::string synthetic;    ///< preset of a made-up model, instead of a folder
@@ -29,9 +35,7 @@ struct ModelFlags {
   std::string sim = "off";
   std::string trace;
   std::string trace_filter;
-  std::string cpu_isa = "auto";
-  std::vector<int> cpu_mask;
-  int threads = 0;
+  CpuFlags cpu;
   bool check = false;
   EngineOptions options;
 
@@ -41,7 +45,6 @@ struct ModelFlags {
   void add_synthetic_to(CLI::App& app);
 
   ModelSource open() const;
-  CpuFlags cpu() const { return {.threads = threads, .cpus = cpu_mask, .isa = cpu_isa}; }
 };
 
 /// A model that is ready to run: backend, decorators, runner.

@@ -15,9 +15,9 @@ constexpr double kMostRounds = 64;
 
 }  // namespace
 
-std::int64_t OpBench::copies(std::int64_t bytes) {
+std::int64_t OpBench::copies(std::int64_t bytes) const {
   constexpr std::int64_t kMost = 128;
-  return std::clamp<std::int64_t>((kCycleBytes + bytes - 1) / bytes, 1, kMost);
+  return std::clamp<std::int64_t>((cycle_bytes_ + bytes - 1) / bytes, 1, kMost);
 }
 
 Tensor OpBench::make(DType dtype, std::initializer_list<std::int64_t> shape, float deviation) {

@@ -14,15 +14,15 @@ class OpBench {
  public:
   using Call = std::function<void()>;
 
-  /// Medians are over `repetitions` passes.
-  OpBench(Ops& ops, int repetitions) : ops_(ops), repetitions_(repetitions) {}
+  /// Medians are over `repetitions` passes. `cycle_bytes` must be read before anything is read
+  /// again, so that no cache helps.
+  OpBench(Ops& ops, int repetitions, std::int64_t cycle_bytes)
+      : ops_(ops), repetitions_(repetitions), cycle_bytes_(cycle_bytes) {}
 
   Ops& ops() { return ops_; }
 
-  /// Bytes that must be read before anything is read again, so that no cache helps.
-  static constexpr std::int64_t kCycleBytes = std::int64_t{256} << 20;
   /// Copies of something of `bytes` that make up a cycle.
-  static std::int64_t copies(std::int64_t bytes);
+  std::int64_t copies(std::int64_t bytes) const;
 
   /// An array that lives until clear(). Floats are normal with this deviation, integers zero.
   Tensor make(DType dtype, std::initializer_list<std::int64_t> shape, float deviation = 1);
@@ -44,6 +44,7 @@ class OpBench {
  private:
   Ops& ops_;
   int repetitions_;
+  std::int64_t cycle_bytes_;
   std::uint64_t seed_ = 1;
   std::vector<Buffer> memory_;
 };

@@ -15,7 +15,7 @@ class Cases {
  public:
   Cases(Ops& ops, const ModelSource& source, const std::string& model, const OpCaseOptions& options,
         int repetitions, const std::function<void(OpResult)>& done)
-      : bench_(ops, repetitions),
+      : bench_(ops, repetitions, options.cycle_bytes),
         source_(source),
         c_(source.config),
         model_(model),
@@ -122,7 +122,7 @@ class Cases {
     if (!wanted(operation)) return;
     const LoadedLinear loaded = load(name, rows, cols);
     std::vector<LinearPtr> packed;
-    for (std::int64_t i = OpBench::copies(loaded.matrix.bytes()); i > 0; --i)
+    for (std::int64_t i = bench_.copies(loaded.matrix.bytes()); i > 0; --i)
       packed.push_back(ops().pack_linear(loaded.matrix));
     reserve();
     const bool dense = loaded.matrix.format == WeightFormat::kDense;
@@ -172,7 +172,7 @@ class Cases {
                        .out = bench_.activations({rows, hidden})};
       std::vector<op::Experts> variants;
       const std::int64_t chosen = std::min(c_.num_experts, rows * k);
-      for (std::int64_t v = OpBench::copies(packed->bytes * chosen / c_.num_experts); v > 0; --v) {
+      for (std::int64_t v = bench_.copies(packed->bytes * chosen / c_.num_experts); v > 0; --v) {
         args.ids = random_experts(rows, v);
         variants.push_back(args);
       }
@@ -230,7 +230,7 @@ class Cases {
                      .comb = bench_.make(DType::kF32, {rows, hc, hc})};
       std::vector<op::HcPre> variants;
       const std::int64_t mixes = (2 + hc) * hc;
-      for (std::int64_t i = OpBench::copies(mixes * hc * hidden * 4); i > 0; --i) {
+      for (std::int64_t i = bench_.copies(mixes * hc * hidden * 4); i > 0; --i) {
         args.weights = site(mixes);
         variants.push_back(args);
       }
@@ -312,7 +312,7 @@ class Cases {
   // Sequences to take turns with, so that what one reads is not in a cache from the last time.
   std::int64_t slots_for(std::int64_t rows, std::int64_t bytes_per_sequence) const {
     if (sequences(rows) == 1 && rows > 1) return 1;
-    return std::max(rows, std::min(OpBench::copies(bytes_per_sequence), options_.most_sequences));
+    return std::max(rows, std::min(bench_.copies(bytes_per_sequence), options_.most_sequences));
   }
 
   static std::int64_t blocks(std::int64_t context) {

@@ -21,6 +21,7 @@ struct OpCaseOptions {
   /// Up to this many rows each belong to a sequence of their own; more are one sequence's prompt.
   std::int64_t most_sequences = 64;
   ExpertActivations activations = ExpertActivations::kBf16;
+  std::int64_t cycle_bytes = 0;  ///< see Backend
 };
 
 /// Measures all cases of `source`, a synthetic model with a CSA and an HCA layer. `done` gets each

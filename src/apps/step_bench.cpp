@@ -52,8 +52,7 @@ std::vector<BreakdownLine> group(const V4Config& config, const std::vector<Timed
     }
     ++line->calls;
     line->microseconds += spread_of(samples[i]).median;
-    line->cost.bytes += op.cost.bytes;
-    line->cost.flops += op.cost.flops;
+    line->cost += op.cost;
   }
   std::ranges::stable_sort(lines, {}, [](const BreakdownLine& l) {
     return std::string_view("model window CSA HCA").find(l.where);

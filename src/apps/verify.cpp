@@ -66,7 +66,7 @@ void verify_against(VerifyFlags& flags) {
   options.max_model_len = std::max(options.max_model_len, *std::ranges::max_element(contexts));
   options.max_num_batched_tokens = flags.rows;
   // The plain kernels are the definition of every operation.
-  const CpuFlags reference_cpu{.threads = flags.model.threads, .isa = "plain"};
+  const CpuFlags reference_cpu{.threads = flags.model.cpu.threads, .isa = "plain"};
   const Backend reference = make_backend(flags.against, reference_cpu, "auto");
   CompareOps* compare = nullptr;
   LoadedEngine engine(flags.model, [&](Ops& subject) {

@@ -128,8 +128,10 @@ OpCost cost_of(const op::Experts& a, std::int64_t) {
   const double per_token = static_cast<double>(a.ids.dim(1));
   const double distinct =
       count * (1 - std::pow(1 - per_token / count, static_cast<double>(a.x.dim(0))));
+  const double flops = 6 * elements(a.x) * per_token * static_cast<double>(a.w->intermediate);
   return {.bytes = bytes({a.x, a.out, a.out}) + static_cast<double>(a.w->bytes) * distinct / count,
-          .flops = 6 * elements(a.x) * per_token * static_cast<double>(a.w->intermediate)};
+          .flops = flops,
+          .int8_flops = a.activations == ExpertActivations::kInt8 ? flops : 0.0};
 }
 
 OpCost cost_of(const op::GatherRows& a, std::int64_t) {

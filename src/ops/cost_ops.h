@@ -12,8 +12,16 @@
 namespace quatrain {
 
 struct OpCost {
-  double bytes = 0;  ///< weights, states and activations, each read or written once
-  double flops = 0;  ///< multiply-adds count two
+  double bytes = 0;       ///< weights, states and activations, each read or written once
+  double flops = 0;       ///< multiply-adds count two
+  double int8_flops = 0;  ///< those of `flops` whose factors are 8-bit integers
+
+  OpCost& operator+=(const OpCost& other) {
+    bytes += other.bytes;
+    flops += other.flops;
+    int8_flops += other.int8_flops;
+    return *this;
+  }
 };
 
 #define QT_DECLARE_COST(Args, method) OpCost cost_of(const op::Args& args, std::int64_t context);
@@ -28,12 +36,8 @@ class CostOps final : public Interceptor {
 
   const OpCost& total() const { return total_; }
 
-#define QT_COUNTED(Args, method)                 \
-  void method(const op::Args& args) override {   \
-    const OpCost cost = cost_of(args, context_); \
-    total_.bytes += cost.bytes;                  \
-    total_.flops += cost.flops;                  \
-  }
+#define QT_COUNTED(Args, method) \
+  void method(const op::Args& args) override { total_ += cost_of(args, context_); }
   QT_FOR_EACH_OP(QT_COUNTED)
 #undef QT_COUNTED
 

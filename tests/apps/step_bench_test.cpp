@@ -90,14 +90,16 @@ TEST(OpCases, TheFilterSelects) {
 }
 
 TEST(OpBench, CopiesMakeUpACycle) {
-  EXPECT_EQ(OpBench::copies(OpBench::kCycleBytes * 3), 1);
-  EXPECT_EQ(OpBench::copies(OpBench::kCycleBytes / 4), 4);
-  EXPECT_EQ(OpBench::copies(1), 128);
+  CpuOps cpu(1);
+  const OpBench bench(cpu, 1, 1 << 20);
+  EXPECT_EQ(bench.copies(3 << 20), 1);
+  EXPECT_EQ(bench.copies(1 << 18), 4);
+  EXPECT_EQ(bench.copies(1), 128);
 }
 
 TEST(CpuLimits, AreThoseOfAMachine) {
   ThreadPool pool(1);
-  const DeviceLimits limits = measure_cpu_limits(pool);
+  const DeviceLimits limits = measure_cpu_limits(pool, best_isa());
   EXPECT_GT(limits.read_bytes, 1e8);
   EXPECT_GT(limits.flops, 1e8);
   EXPECT_DOUBLE_EQ(limits.seconds(limits.read_bytes, 0), 1);
