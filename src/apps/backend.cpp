@@ -20,8 +20,9 @@ Backend make_cpu(const CpuFlags& cpu, const std::string& kv_cache_dtype,
   const CpuIsa ops_isa = ops->isa();
   const std::string_view isa = name_of(ops_isa);
   return {.ops = std::move(ops),
-          .description =
-              fmt::format("cpu backend, {} threads, {} kernels{}", pool.threads(), isa, reason),
+          .description = fmt::format(
+              "cpu backend, {} threads{}, {} kernels{}", pool.threads(),
+              pool.groups() > 1 ? fmt::format(" on {} nodes", pool.groups()) : "", isa, reason),
           .device = fmt::format("{} threads, {}", pool.threads(), isa),
           .measure_limits = [&pool, kind = ops_isa] { return measure_cpu_limits(pool, kind); },
           .cycle_bytes = uncached_bytes()};

@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "apps/doctor.h"
+#include "core/cpu_topology.h"
 
 namespace quatrain::apps {
 namespace {
@@ -67,6 +68,26 @@ Finding vector_units(const std::string& flags) {
   if (!found.empty()) return {.subject = "vector units", .found = found};
   return {Health::kWarn, "vector units", "none beyond the baseline",
           "the CPU backend will be slow; a machine with AVX2 or AVX-512 is many times faster"};
+}
+
+// What the kernel knows of nodes, and what libnuma makes of them for the CPU backend.
+Finding memory_nodes() {
+  const CpuTopology& topology = cpu_topology();
+  std::string found;
+  for (const CpuNode& node : topology.nodes)
+    found += fmt::format("{}{} cores", found.empty() ? "" : ", ", node.cpus.size());
+  Finding out{.subject = "memory nodes",
+              .found = fmt::format("{}: {} ({})", topology.nodes.size(), found, topology.source)};
+  const std::string online = first_line("/sys/devices/system/node/online");
+  if (topology.nodes.size() == 1 && topology.source != "libnuma" && !online.empty() &&
+      online != "0") {
+    out.health = Health::kWarn;
+    out.remedy = fmt::format(
+        "the system has nodes {}; with libnuma (package libnuma1) weights lie next to the threads "
+        "that read them",
+        online);
+  }
+  return out;
 }
 
 std::string limit_text(rlim_t value) {
@@ -134,6 +155,7 @@ std::vector<Finding> examine_memory() {
         "the CPU";
   }
   out.push_back(std::move(pages));
+  out.push_back(memory_nodes());
   return out;
 }
 

@@ -255,8 +255,8 @@ TEST_P(Kernels, RowKernels) {
     fast().add_scaled(a.data(), 0.7f, n, found.data());
     plain().add_scaled(a.data(), 0.7f, n, expected.data());
     close(1e-6);
-    fast().weighted_sum(rows.data(), w.data(), 5, n, found.data());
-    plain().weighted_sum(rows.data(), w.data(), 5, n, expected.data());
+    fast().weighted_sum(rows.data(), w.data(), 5, n, n, found.data());
+    plain().weighted_sum(rows.data(), w.data(), 5, n, n, expected.data());
     close(4e-6);
     const float* values[7];
     const float* scores[7];
@@ -267,9 +267,18 @@ TEST_P(Kernels, RowKernels) {
     close(4e-6);
     found = expected = rows;
     const std::vector<float> comb = random.normals(64);
-    fast().mix_streams(a.data(), w.data(), comb.data(), 8, n, found.data());
-    plain().mix_streams(a.data(), w.data(), comb.data(), 8, n, expected.data());
-    close(1e-5);
+    for (const std::int64_t hc : {8, 4}) {
+      fast().mix_streams(a.data(), w.data(), comb.data(), hc, n, n, found.data());
+      plain().mix_streams(a.data(), w.data(), comb.data(), hc, n, n, expected.data());
+      close(1e-5);
+    }
+    // 10 mixes of two streams, of which all columns but the first few count.
+    const std::int64_t first = std::min<std::int64_t>(3, n - 1);
+    const std::vector<float> fn = random.normals(20 * n);
+    found.assign(11, 0), expected.assign(11, 0);
+    fast().site_sums(rows.data() + first, fn.data() + first, 10, 2, n, n - first, found.data());
+    plain().site_sums(rows.data() + first, fn.data() + first, 10, 2, n, n - first, expected.data());
+    close(2e-5 * std::sqrt(static_cast<double>(n)));
   }
 }
 

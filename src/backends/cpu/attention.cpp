@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // index_select, attend: which compressed entries a query sees, and the attention over them.
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "backends/cpu/cpu_ops.h"
@@ -11,15 +13,25 @@
 namespace quatrain {
 namespace {
 
-// Moves the `k` best of scores[0, n) into ids, ascending by index. Among equal scores the lowest
-// index wins. `ids` has room for n entries.
-void top_k_ascending(const float* scores, std::int64_t n, std::int64_t k, std::int32_t* ids) {
-  std::iota(ids, ids + n, 0);
-  if (k < n)
-    std::nth_element(ids, ids + k, ids + n, [scores](std::int32_t a, std::int32_t b) {
-      return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-    });
-  std::sort(ids, ids + std::min(k, n));
+// Bits in the order of the floats, −0 as 0, and the order of NaN is total, too.
+std::int32_t ordered_bits(float x) {
+  const auto bits = std::bit_cast<std::int32_t>(x + 0.0f);
+  return bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+
+// ids = the k best of scores[0, n), k < n, ascending by index. Among equal scores the lowest index
+// wins. `keys` is scratch of n entries.
+void top_k_ascending(const float* scores, std::int64_t n, std::int64_t k, std::int32_t* keys,
+                     std::int32_t* ids) {
+  for (std::int64_t i = 0; i < n; ++i) keys[i] = ordered_bits(scores[i]);
+  std::nth_element(keys, keys + k - 1, keys + n, std::greater<>());
+  const std::int32_t least = keys[k - 1];
+  std::int64_t equals = k - std::count_if(keys, keys + k, [&](auto key) { return key > least; });
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int32_t key = ordered_bits(scores[i]);
+    if (key < least || (key == least && equals-- <= 0)) continue;
+    *ids++ = static_cast<std::int32_t>(i);
+  }
 }
 
 }  // namespace
@@ -54,9 +66,7 @@ void CpuOps::index_select(const op::IndexSelect& args) {
     return 0;
   };
   const auto choose = [&](std::int64_t r, const float* scores, std::int64_t n, int thread) {
-    std::int32_t* order = thread_order(thread);
-    top_k_ascending(scores, n, topk, order);
-    std::copy_n(order, topk, args.selected.i32() + r * topk);
+    top_k_ascending(scores, n, topk, thread_order(thread), args.selected.i32() + r * topk);
   };
   if (batch.rows() >= 4 * pool_.threads()) {
     pool_.parallel_for(batch.rows(), 1, [&](std::int64_t begin, std::int64_t end, int thread) {
@@ -69,11 +79,11 @@ void CpuOps::index_select(const op::IndexSelect& args) {
     return;
   }
   // Few rows, perhaps of a long context: threads share the keys of one.
-  constexpr std::int64_t kKeysPerTask = 256;
   for (std::int64_t r = 0; r < batch.rows(); ++r) {
     const std::int64_t n = candidates(r);
     if (n == 0) continue;
-    parallel_for(n, kKeysPerTask, n * args.q.dim(1) * args.q.dim(2),
+    const std::int64_t share = n / (4 * pool_.threads()) / 16 * 16;
+    parallel_for(n, std::clamp<std::int64_t>(share, 16, 256), n * args.q.dim(1) * args.q.dim(2),
                  [&](std::int64_t begin, std::int64_t end, int thread) {
                    score_keys(args, r, begin, end, thread, index_scores_.get());
                  });
@@ -110,43 +120,46 @@ std::int64_t gather_keys(const op::Attend& args, std::int64_t r, const float** k
 
 void CpuOps::attend(const op::Attend& args) {
   const Batch& batch = args.batch;
+  const std::int64_t rows = batch.rows();
   const std::int64_t heads = args.q.dim(1);
   const std::int64_t width = args.q.dim(2);
   const std::int64_t groups = (heads + kHeadsPerTask - 1) / kHeadsPerTask;
-  const std::int64_t work = batch.rows() * heads * width * args.ring.dim(1);
-  parallel_for(
-      batch.rows() * groups, 1, work, [&](std::int64_t begin, std::int64_t end, int thread) {
-        const float** keys = thread_keys(thread);
-        std::int64_t gathered = -1;
-        std::int64_t count = 0;
-        for (std::int64_t i = begin; i < end; ++i) {
-          const std::int64_t r = i / groups;
-          const std::int64_t first = i % groups * kHeadsPerTask;
-          const std::int64_t share = std::min(kHeadsPerTask, heads - first);
-          float* out = args.out.f32() + (r * heads + first) * width;
-          if (batch.slots.i32()[r] < 0) {
-            std::fill_n(out, share * width, 0.0f);
-            continue;
-          }
-          if (r != gathered) count = gather_keys(args, r, keys);
-          gathered = r;
-          kernels_.attend({.q = args.q.f32() + (r * heads + first) * width,
-                           .keys = keys,
-                           .sinks = args.sinks.f32() + first,
-                           .heads = share,
-                           .width = width,
-                           .count = count,
-                           .scale = 1.0f / std::sqrt(static_cast<float>(width)),
-                           .scores = thread_scores(thread),
-                           .out = out});
-          if (!args.inv_freq) continue;
-          const std::int64_t pairs = args.inv_freq.dim(0);
-          RopeAngles& angles = thread_angles_[static_cast<std::size_t>(thread)];
-          angles.set(args.inv_freq.f32(), pairs, static_cast<float>(batch.positions.i32()[r]));
-          for (std::int64_t h = 1; h <= share; ++h)
-            angles.rotate(out + h * width - 2 * pairs, true);
-        }
-      });
+  // With rows enough for all threads, one has all heads of a row, whose keys stay in its cache.
+  const std::int64_t grain = rows >= 2 * pool_.threads() ? groups : 1;
+  parallel_for(rows * groups, grain, rows * heads * width * args.ring.dim(1),
+               [&](std::int64_t begin, std::int64_t end, int thread) {
+                 const float** keys = thread_keys(thread);
+                 std::int64_t gathered = -1;
+                 std::int64_t count = 0;
+                 for (std::int64_t i = begin; i < end; ++i) {
+                   const std::int64_t r = i / groups;
+                   const std::int64_t first = i % groups * kHeadsPerTask;
+                   const std::int64_t share = std::min(kHeadsPerTask, heads - first);
+                   float* out = args.out.f32() + (r * heads + first) * width;
+                   if (batch.slots.i32()[r] < 0) {
+                     std::fill_n(out, share * width, 0.0f);
+                     continue;
+                   }
+                   if (r != gathered) count = gather_keys(args, r, keys);
+                   gathered = r;
+                   kernels_.attend({.q = args.q.f32() + (r * heads + first) * width,
+                                    .keys = keys,
+                                    .sinks = args.sinks.f32() + first,
+                                    .heads = share,
+                                    .width = width,
+                                    .count = count,
+                                    .scale = 1.0f / std::sqrt(static_cast<float>(width)),
+                                    .scores = thread_scores(thread),
+                                    .out = out});
+                   if (!args.inv_freq) continue;
+                   const std::int64_t pairs = args.inv_freq.dim(0);
+                   RopeAngles& angles = thread_angles_[static_cast<std::size_t>(thread)];
+                   angles.set(args.inv_freq.f32(), pairs,
+                              static_cast<float>(batch.positions.i32()[r]));
+                   for (std::int64_t h = 1; h <= share; ++h)
+                     angles.rotate(out + h * width - 2 * pairs, true);
+                 }
+               });
 }
 
 }  // namespace quatrain

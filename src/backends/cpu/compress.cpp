@@ -62,8 +62,13 @@ void CpuOps::compress(const op::Compress& args) {
         }
       });
 
+  std::int64_t closing = 0;
+  for (std::int64_t r = 0; r < batch.rows(); ++r)
+    if (batch.slots.i32()[r] >= 0 && (batch.positions.i32()[r] + 1) % ratio == 0) ++closing;
+  // An exponential for each value of a window.
+  const std::int64_t work = 8 * closing * (overlaps ? 2 : 1) * ratio * width;
   parallel_for(
-      batch.rows(), 1, args.values.elements(), [&](std::int64_t begin, std::int64_t end, int) {
+      closing > 0 ? batch.rows() : 0, 1, work, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t r = begin; r < end; ++r) {
           const std::int64_t slot = batch.slots.i32()[r];
           const std::int64_t position = batch.positions.i32()[r];

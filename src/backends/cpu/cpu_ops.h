@@ -7,6 +7,8 @@
 // number or the thread count: every sum has one fixed order.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <optional>
 #include <span>
@@ -83,8 +85,11 @@ class CpuOps final : public Ops {
  public:
   /// `threads` = 0 takes one per core, or one per entry of `cpus`, to which threads are pinned.
   /// The machine must have `isa`.
-  explicit CpuOps(int threads = 0, CpuIsa isa = best_isa(), std::vector<int> cpus = {})
-      : kernels_(select_kernels(isa)), pool_(threads, std::move(cpus)) {
+  explicit CpuOps(int threads = 0, CpuIsa isa = best_isa(), const std::vector<int>& cpus = {})
+      : CpuOps(place_threads(cpu_topology(), threads, cpus), isa) {}
+  /// With threads on these places.
+  explicit CpuOps(std::vector<ThreadPlace> places, CpuIsa isa = best_isa())
+      : kernels_(select_kernels(isa)), pool_(std::move(places)) {
     thread_angles_.resize(static_cast<std::size_t>(pool_.threads()));
   }
 
@@ -109,6 +114,9 @@ class CpuOps final : public Ops {
 #define QT_OVERRIDE(Args, method) void method(const op::Args& args) override;
   QT_FOR_EACH_PLAIN_OP(QT_OVERRIDE)
 #undef QT_OVERRIDE
+  void linears(const op::Linears& args) override;
+  void hc_pre_norm(const op::HcPreNorm& args) override;
+  void hc_post_pre_norm(const op::HcPostPreNorm& args) override;
 
   ThreadPool& pool() { return pool_; }
   CpuIsa isa() const { return kernels_.isa; }
@@ -125,13 +133,39 @@ class CpuOps final : public Ops {
   static constexpr std::int64_t kMostTileGroups = 64;
 
   bool has_panels() const { return kernels_.float_tile > 0; }
-  // As pool_.parallel_for, but on this thread alone when all `work` together is small.
+  // As pool_.parallel_for, but on this thread alone when all `work` together is small, and in some
+  // ranges for each thread however small `grain` is: taking one costs a cache line's way between
+  // cores.
   template <class Body>
   void parallel_for(std::int64_t n, std::int64_t grain, std::int64_t work, Body&& body) {
     if (work <= kSmallWork && n > 0)
       body(std::int64_t{0}, n, 0);
     else
-      pool_.parallel_for(n, grain, body);
+      pool_.parallel_for(n, std::max(grain, n / (8 * pool_.threads())), body);
+  }
+  // The same over `lists` times the n panels of a matrix (or parts of them), those of each node
+  // first: body(list, panel, thread). Panels lie where threads of a node have packed them.
+  template <class Body>
+  void for_each_panel(std::int64_t lists, std::int64_t n, std::int64_t grain, std::int64_t work,
+                      Body&& body) {
+    std::array<std::int64_t, ThreadPool::kMostGroups> ends{};
+    const int groups = work <= kSmallWork ? 1 : pool_.groups();
+    for (int g = 0; g < groups; ++g)
+      ends[static_cast<std::size_t>(g)] =
+          lists * (g + 1 == groups ? n : pool_.share_begin(n, g + 1));
+    const auto range = [&](std::int64_t begin, std::int64_t end, int thread) {
+      int g = 0;
+      while (begin >= ends[static_cast<std::size_t>(g)]) ++g;
+      const std::int64_t before = g == 0 ? 0 : ends[static_cast<std::size_t>(g - 1)];
+      const std::int64_t share = (ends[static_cast<std::size_t>(g)] - before) / lists;
+      for (std::int64_t i = begin; i < end; ++i)
+        body((i - before) / share, before / lists + (i - before) % share, thread);
+    };
+    if (work <= kSmallWork)
+      range(0, lists * n, 0);
+    else
+      pool_.parallel_for_near({ends.data(), static_cast<std::size_t>(groups)},
+                              std::max(grain, lists * n / (8 * pool_.threads())), range);
   }
 
   CpuWeight pack(const QuantMatrix& w);
@@ -148,6 +182,9 @@ class CpuOps final : public Ops {
   void panel_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
                     std::int64_t x_stride, std::int64_t tokens, float* out,
                     std::int64_t out_stride);
+  void multiply_panels(const PanelMatrix& w, std::int64_t groups, const float* x,
+                       std::int64_t x_stride, std::int64_t tokens, float* out,
+                       std::int64_t out_stride, std::int64_t begin, std::int64_t end) const;
 
   bool has_tiles(const PanelMatrix& w, std::int64_t groups) const;
   void tile_linear(const PanelMatrix& w, std::int64_t groups, const float* x, std::int64_t x_stride,
@@ -160,10 +197,12 @@ class CpuOps final : public Ops {
   }
 
   // hyper_connections.cpp
-  void site_mixes(const float* v, std::int64_t n, const Tensor& fn, float eps, bool share,
-                  float* m);
   template <class Body>
-  void each_site(const Tensor& streams, const Tensor& fn, float eps, Body&& body);
+  void each_site(const Tensor& streams, const Tensor& fn, float eps, const op::HcPost* update,
+                 Body&& body);
+  void collapse_streams(const float* streams, const float* pre, std::int64_t hc, std::int64_t width,
+                        bool share, float* out);
+  void enter_site(const op::HcPost* update, const op::HcPre& args, const op::HcPreNorm* norm);
 
   // attention.cpp
   void score_keys(const op::IndexSelect& args, std::int64_t r, std::int64_t begin, std::int64_t end,
@@ -184,7 +223,6 @@ class CpuOps final : public Ops {
                         int thread);
   void combine_outputs(const op::Experts& args);
   bool exact_input(const op::Experts& args, const CpuWeight& w) const;
-  std::int64_t expert_grain(std::int64_t tasks) const;
   std::int64_t expert_work(const op::Experts& args) const;
   template <class Body>
   void for_each_pass(std::int32_t e, Body&& body) const;

@@ -198,14 +198,11 @@ void CpuOps::expand_expert_rows(const op::Experts& args, bool first) {
 void CpuOps::expert_hidden(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const std::int64_t parts = panels_of(all.intermediate);
-  const std::int64_t tasks = static_cast<std::int64_t>(active_.size()) * parts;
   const bool int8 = args.activations == ExpertActivations::kInt8;
-  parallel_for(tasks, expert_grain(tasks), expert_work(args),
-               [&](std::int64_t begin, std::int64_t end, int thread) {
-                 for (std::int64_t task = begin; task < end; ++task) {
-                   const std::int32_t e = active_[static_cast<std::size_t>(task / parts)];
+  for_each_panel(std::ssize(active_), parts, 1, expert_work(args),
+                 [&](std::int64_t i, std::int64_t p, int thread) {
+                   const std::int32_t e = active_[static_cast<std::size_t>(i)];
                    const auto& expert = all.experts[static_cast<std::size_t>(e)];
-                   const std::int64_t p = task % parts;
                    if (int8 && takes_tiles(e, expert.w1) && takes_tiles(e, expert.w3) &&
                        expert.w1.panels->format() == expert.w3.panels->format() &&
                        expert.w1.panels->has_exact_chunks(p) &&
@@ -213,8 +210,7 @@ void CpuOps::expert_hidden(const op::Experts& args) {
                      hidden_by_tiles(args, e, p, thread);
                    else
                      hidden_by_panels(args, e, p, thread);
-                 }
-               });
+                 });
 }
 
 void CpuOps::hidden_by_panels(const op::Experts& args, std::int32_t e, std::int64_t p, int thread) {
@@ -272,24 +268,21 @@ void CpuOps::expert_outputs(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const std::int64_t panels = panels_of(all.hidden);
   const std::int64_t parts = (panels + 1) / 2;
-  const std::int64_t tasks = static_cast<std::int64_t>(active_.size()) * parts;
   const bool int8 = args.activations == ExpertActivations::kInt8;
-  parallel_for(tasks, expert_grain(tasks), expert_work(args),
-               [&](std::int64_t begin, std::int64_t end, int thread) {
-                 for (std::int64_t task = begin; task < end; ++task) {
-                   const std::int32_t e = active_[static_cast<std::size_t>(task / parts)];
+  for_each_panel(std::ssize(active_), parts, 1, expert_work(args),
+                 [&](std::int64_t i, std::int64_t part, int thread) {
+                   const std::int32_t e = active_[static_cast<std::size_t>(i)];
                    const CpuWeight& w = all.experts[static_cast<std::size_t>(e)].w2;
-                   const std::int64_t first = task % parts * 2;
+                   const std::int64_t first = part * 2;
                    const std::int64_t last = std::min(first + 2, panels);
                    const bool tiles = int8 && takes_tiles(e, w);
                    const auto exact = [&](std::int64_t p) { return w.panels->has_exact_chunks(p); };
                    if (tiles && exact(first) && exact(last - 1)) {
                      outputs_by_tiles(args, e, first, static_cast<int>(last - first), thread);
-                     continue;
+                     return;
                    }
                    for (std::int64_t p = first; p < last; ++p) outputs_by_panel(args, e, p, thread);
-                 }
-               });
+                 });
 }
 
 void CpuOps::outputs_by_panel(const op::Experts& args, std::int32_t e, std::int64_t p, int thread) {
@@ -374,10 +367,6 @@ void CpuOps::for_each_tile_pass(std::int32_t e, Body&& body) const {
   const std::int64_t rows = expert_end_[i] - expert_begin_[i];
   for (std::int64_t row = 0; row < rows; row += kTileTokens)
     body(row, std::min(kTileTokens, rows - row));
-}
-
-std::int64_t CpuOps::expert_grain(std::int64_t tasks) const {
-  return std::max<std::int64_t>(1, tasks / (8 * pool_.threads()));
 }
 
 // Bytes of weights that one projection of the active experts reads, roughly.

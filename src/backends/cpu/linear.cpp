@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // linear, grouped_linear.
 #include <algorithm>
+#include <array>
 
 #include "backends/cpu/activation_quant.h"
 #include "backends/cpu/cpu_ops.h"
@@ -29,33 +30,89 @@ void plain_linear(const QuantMatrix& w, std::int64_t groups, const float* x, std
 
 }  // namespace
 
-// Each group of inputs has rows / groups outputs of its own; a panel may span groups.
+// Panels [begin, end). Each group of inputs has rows / groups outputs of its own; a panel may span
+// groups.
+void CpuOps::multiply_panels(const PanelMatrix& w, std::int64_t groups, const float* x,
+                             std::int64_t x_stride, std::int64_t tokens, float* out,
+                             std::int64_t out_stride, std::int64_t begin, std::int64_t end) const {
+  const std::int64_t per_group = w.rows() / groups;
+  const std::int64_t step = tokens >= kManyTokens ? kernels_.float_tile : tokens;
+  for (std::int64_t t0 = 0; t0 < tokens; t0 += step)
+    for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t row0 = p * kPanelRows;
+      const PanelRows exist = existing_rows(w, p);
+      for (std::int64_t n = row0; n < row0 + exist.last;) {
+        const std::int64_t g = n / per_group;
+        const std::int64_t stop = std::min((g + 1) * per_group, row0 + exist.last);
+        multiply_floats(
+            kernels_, w, p, {n - row0, stop - row0}, std::min(step, tokens - t0),
+            [&](std::int64_t t) { return x + (t0 + t) * x_stride + g * w.cols(); },
+            [&](std::int64_t t) { return out + (t0 + t) * out_stride + row0; });
+        n = stop;
+      }
+    }
+}
+
 void CpuOps::panel_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
                           std::int64_t x_stride, std::int64_t tokens, float* out,
                           std::int64_t out_stride) {
-  const std::int64_t per_group = w.rows() / groups;
   const std::int64_t panels = w.panels();
-  const bool many = tokens >= kManyTokens;
-  const std::int64_t grain =
-      many ? kPanelsPerTask : std::max<std::int64_t>(1, panels / (8 * pool_.threads()));
-  const std::int64_t step = many ? kernels_.float_tile : tokens;
-  parallel_for(panels, grain, panels * w.panel_bytes() * tokens,
-               [&](std::int64_t begin, std::int64_t end, int) {
-                 for (std::int64_t t0 = 0; t0 < tokens; t0 += step)
-                   for (std::int64_t p = begin; p < end; ++p) {
-                     const std::int64_t row0 = p * kPanelRows;
-                     const PanelRows exist = existing_rows(w, p);
-                     for (std::int64_t n = row0; n < row0 + exist.last;) {
-                       const std::int64_t g = n / per_group;
-                       const std::int64_t stop = std::min((g + 1) * per_group, row0 + exist.last);
-                       multiply_floats(
-                           kernels_, w, p, {n - row0, stop - row0}, std::min(step, tokens - t0),
-                           [&](std::int64_t t) { return x + (t0 + t) * x_stride + g * w.cols(); },
-                           [&](std::int64_t t) { return out + (t0 + t) * out_stride + row0; });
-                       n = stop;
-                     }
-                   }
-               });
+  const std::int64_t together =
+      tokens < kManyTokens
+          ? 1
+          : std::clamp<std::int64_t>(panels / (4 * pool_.threads()), 1, kPanelsPerTask);
+  const std::int64_t tasks = (panels + together - 1) / together;
+  for_each_panel(1, tasks, 1, panels * w.panel_bytes() * tokens,
+                 [&](std::int64_t, std::int64_t task, int) {
+                   multiply_panels(w, groups, x, x_stride, tokens, out, out_stride, task * together,
+                                   std::min((task + 1) * together, panels));
+                 });
+}
+
+// The panels of all products are one list of tasks of about as many bytes, so that threads wait for
+// each other once. Products with the largest panels come first: what is left to wait for at the end
+// is small.
+void CpuOps::linears(const op::Linears& args) {
+  struct Part {
+    const PanelMatrix* w = nullptr;
+    const Tensor* out = nullptr;
+    std::int64_t grain = 1;  // panels of a task
+    std::int64_t tasks = 0;
+  };
+  std::array<Part, op::Linears::kMost> parts;
+  const auto count = static_cast<std::size_t>(args.count);
+  std::int64_t bytes = 0;
+  if (pool_.groups() > 1) return Ops::linears(args);  // one by one, so that nodes read their own
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto& product = args.products[i];
+    const CpuWeight& w = static_cast<const CpuLinear*>(product.w)->weight;
+    if (!w.panels || has_tiles(*w.panels, 1)) return Ops::linears(args);
+    bytes += w.panels->panels() * w.panels->panel_bytes();
+    std::size_t at = i;
+    for (; at > 0 && parts[at - 1].w->panel_bytes() < w.panels->panel_bytes(); --at)
+      parts[at] = parts[at - 1];
+    parts[at] = {.w = &*w.panels, .out = &product.out};
+  }
+  const std::int64_t tokens = args.x.dim(0);
+  std::int64_t tasks = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Part& part = parts[i];
+    part.grain = std::max<std::int64_t>(1, bytes / (8 * pool_.threads() * part.w->panel_bytes()));
+    if (tokens >= kManyTokens) part.grain = std::min(part.grain, kPanelsPerTask);
+    part.tasks = (part.w->panels() + part.grain - 1) / part.grain;
+    tasks += part.tasks;
+  }
+  parallel_for(tasks, 1, bytes * tokens, [&](std::int64_t begin, std::int64_t end, int) {
+    const Part* part = parts.data();
+    std::int64_t before = 0;  // tasks of the parts before
+    for (std::int64_t task = begin; task < end; ++task) {
+      for (; task - before >= part->tasks; ++part) before += part->tasks;
+      const std::int64_t first = (task - before) * part->grain;
+      multiply_panels(*part->w, 1, args.x.f32(), args.x.stride(0), tokens, part->out->f32(),
+                      part->out->stride(0), first,
+                      std::min(first + part->grain, part->w->panels()));
+    }
+  });
 }
 
 // Panels must not span groups.

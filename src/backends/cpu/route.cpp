@@ -27,7 +27,7 @@ void top_k(const float* choice, std::int64_t n, std::int64_t k, std::int32_t* id
 void CpuOps::route(const op::Route& args) {
   const std::int64_t experts = args.logits.dim(1);
   const std::int64_t k = args.ids.dim(1);
-  parallel_for(args.logits.dim(0), 8, 8 * args.logits.elements(),
+  parallel_for(args.logits.dim(0), 1, 64 * args.logits.elements(),
                [&](std::int64_t begin, std::int64_t end, int thread) {
                  float* score = thread_scores(thread);
                  float* choice = score + experts;

@@ -143,12 +143,16 @@ struct CpuKernels {
                  float* out) = nullptr;
   /// out += w · x
   void (*add_scaled)(const float* x, float w, std::int64_t n, float* out) = nullptr;
-  /// out = Σ_s w[s] x[s, :]
-  void (*weighted_sum)(const float* x, const float* w, std::int64_t streams, std::int64_t n,
-                       float* out) = nullptr;
-  /// The update of hc_post for one token.
+  /// out = Σ_s w[s] x[s, :], for n of the streams' `stride` columns
+  void (*weighted_sum)(const float* x, const float* w, std::int64_t streams, std::int64_t stride,
+                       std::int64_t n, float* out) = nullptr;
+  /// The update of hc_post for n of one token's `stride` columns.
   void (*mix_streams)(const float* f, const float* post, const float* comb, std::int64_t hc,
-                      std::int64_t n, float* streams) = nullptr;
+                      std::int64_t stride, std::int64_t n, float* streams) = nullptr;
+  /// sums[i] = Σ_s Σ_c fn[i, s, c] x[s, c] over n of the `stride` columns of each stream, for i <
+  /// mixes; sums[mixes] = Σ x².
+  void (*site_sums)(const float* x, const float* fn, std::int64_t mixes, std::int64_t streams,
+                    std::int64_t stride, std::int64_t n, float* sums) = nullptr;
   /// Pools windows: out[c] = softmax over i of scores[i][c], applied to values[i][c].
   void (*pool)(const float* const* values, const float* const* scores, std::int64_t count,
                std::int64_t n, float* out) = nullptr;

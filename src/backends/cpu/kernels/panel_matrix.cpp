@@ -203,7 +203,8 @@ void PanelMatrix::pack(const QuantMatrix& w, std::byte* data, std::int64_t strid
   stride_ = stride;
   set_scales(w);
   if (is_4bit()) exact_chunks_.resize(static_cast<std::size_t>(panels()));
-  pool.parallel_for(panels(), 4, [&](std::int64_t begin, std::int64_t end, int) {
+  // Threads of a node pack what they will read (CpuOps::for_each_panel), so that it lies there.
+  pool.parallel_for_owners(panels(), 4, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t p = begin; p < end; ++p) {
       const std::int64_t first = p * kPanelRows;
       std::byte* out = data + p * stride;

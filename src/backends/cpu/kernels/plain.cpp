@@ -51,25 +51,34 @@ void add_scaled(const float* x, float w, std::int64_t n, float* out) {
   for (std::int64_t i = 0; i < n; ++i) out[i] += w * x[i];
 }
 
-void weighted_sum(const float* x, const float* w, std::int64_t streams, std::int64_t n,
-                  float* out) {
+void weighted_sum(const float* x, const float* w, std::int64_t streams, std::int64_t stride,
+                  std::int64_t n, float* out) {
   for (std::int64_t d = 0; d < n; ++d) {
     float sum = 0;
-    for (std::int64_t s = 0; s < streams; ++s) sum += w[s] * x[s * n + d];
+    for (std::int64_t s = 0; s < streams; ++s) sum += w[s] * x[s * stride + d];
     out[d] = sum;
   }
 }
 
 void mix_streams(const float* f, const float* post, const float* comb, std::int64_t hc,
-                 std::int64_t n, float* streams) {
+                 std::int64_t stride, std::int64_t n, float* streams) {
   float old[8];
   for (std::int64_t d = 0; d < n; ++d) {
-    for (std::int64_t j = 0; j < hc; ++j) old[j] = streams[j * n + d];
+    for (std::int64_t j = 0; j < hc; ++j) old[j] = streams[j * stride + d];
     for (std::int64_t k = 0; k < hc; ++k) {
       float sum = post[k] * f[d];
       for (std::int64_t j = 0; j < hc; ++j) sum += comb[j * hc + k] * old[j];
-      streams[k * n + d] = sum;
+      streams[k * stride + d] = sum;
     }
+  }
+}
+
+void site_sums(const float* x, const float* fn, std::int64_t mixes, std::int64_t streams,
+               std::int64_t stride, std::int64_t n, float* sums) {
+  std::fill_n(sums, mixes + 1, 0.0f);
+  for (std::int64_t s = 0; s < streams; ++s, x += stride) {
+    for (std::int64_t i = 0; i < mixes; ++i) sums[i] += dot(fn + (i * streams + s) * stride, x, n);
+    sums[mixes] += dot(x, x, n);
   }
 }
 
@@ -102,6 +111,7 @@ void fill_plain_kernels(CpuKernels& k) {
   k.add_scaled = add_scaled;
   k.weighted_sum = weighted_sum;
   k.mix_streams = mix_streams;
+  k.site_sums = site_sums;
   k.pool = pool;
 }
 

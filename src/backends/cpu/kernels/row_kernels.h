@@ -105,30 +105,64 @@ void add_scaled(const float* x, float w, std::int64_t n, float* out) {
   });
 }
 
-void weighted_sum(const float* x, const float* w, std::int64_t streams, std::int64_t n,
-                  float* out) {
+void weighted_sum(const float* x, const float* w, std::int64_t streams, std::int64_t stride,
+                  std::int64_t n, float* out) {
   each_vector(n, [&](auto load, auto store, std::int64_t i) {
     F sum = Simd::zero();
     for (std::int64_t s = 0; s < streams; ++s)
-      sum = Simd::fma(Simd::set(w[s]), load(x + s * n + i), sum);
+      sum = Simd::fma(Simd::set(w[s]), load(x + s * stride + i), sum);
     store(out + i, sum);
   });
 }
 
-void mix_streams(const float* f, const float* post, const float* comb, std::int64_t hc,
-                 std::int64_t n, float* streams) {
+template <int kStreams>
+void mix_some_streams(const float* f, const float* post, const float* comb, std::int64_t hc,
+                      std::int64_t stride, std::int64_t n, float* streams) {
   constexpr std::int64_t kMost = 8;
+  if constexpr (kStreams > 0) hc = kStreams;  // a constant, so that all stays in registers
   each_vector(n, [&](auto load, auto store, std::int64_t i) {
     F old[kMost];
-    for (std::int64_t j = 0; j < hc; ++j) old[j] = load(streams + j * n + i);
+    for (std::int64_t j = 0; j < hc; ++j) old[j] = load(streams + j * stride + i);
     const F added = load(f + i);
     for (std::int64_t k = 0; k < hc; ++k) {
       F sum = Simd::mul(Simd::set(post[k]), added);
       for (std::int64_t j = 0; j < hc; ++j)
         sum = Simd::fma(Simd::set(comb[j * hc + k]), old[j], sum);
-      store(streams + k * n + i, sum);
+      store(streams + k * stride + i, sum);
     }
   });
+}
+
+void mix_streams(const float* f, const float* post, const float* comb, std::int64_t hc,
+                 std::int64_t stride, std::int64_t n, float* streams) {
+  (hc == 4 ? mix_some_streams<4> : mix_some_streams<0>)(f, post, comb, hc, stride, n, streams);
+}
+
+// Rows of fn that share the loads of x.
+inline constexpr int kMixTile = 8;
+
+template <int kRows>
+void site_tile(const float* x, const float* fn, std::int64_t streams, std::int64_t stride,
+               std::int64_t n, float* out) {
+  F sums[kRows];
+  for (F& sum : sums) sum = Simd::zero();
+  for (std::int64_t s = 0; s < streams; ++s)
+    each_vector(n, [&](auto load, auto, std::int64_t c) {
+      const F v = load(x + s * stride + c);
+      for (int i = 0; i < kRows; ++i)
+        sums[i] = Simd::fma(load(fn + (i * streams + s) * stride + c), v, sums[i]);
+    });
+  for (int i = 0; i < kRows; ++i) out[i] = Simd::sum(sums[i]);
+}
+
+void site_sums(const float* x, const float* fn, std::int64_t mixes, std::int64_t streams,
+               std::int64_t stride, std::int64_t n, float* sums) {
+  const std::int64_t row = streams * stride;
+  std::int64_t i = 0;
+  for (; i + kMixTile <= mixes; i += kMixTile)
+    site_tile<kMixTile>(x, fn + i * row, streams, stride, n, sums + i);
+  for (; i < mixes; ++i) site_tile<1>(x, fn + i * row, streams, stride, n, sums + i);
+  site_tile<1>(x, x, streams, stride, n, sums + mixes);
 }
 
 void pool(const float* const* values, const float* const* scores, std::int64_t count,
@@ -187,19 +221,20 @@ inline constexpr int kKeyTile = kLanes == 16 ? 4 : 2;
 template <int kHeads, int kKeys>
 void score_tile(const float* q, const float* const* keys, std::int64_t width, std::int64_t stride,
                 float* out) {
-  F sums[kHeads][kKeys];
-  for (auto& head : sums)
-    for (F& sum : head) sum = Simd::zero();
+  F sums[kHeads * kKeys];
+  for (F& sum : sums) sum = Simd::zero();
   each_vector(width, [&](auto load, auto, std::int64_t d) {
     F k[kKeys];
     for (int j = 0; j < kKeys; ++j) k[j] = load(keys[j] + d);
     for (int h = 0; h < kHeads; ++h) {
       const F x = load(q + h * width + d);
-      for (int j = 0; j < kKeys; ++j) sums[h][j] = Simd::fma(x, k[j], sums[h][j]);
+      for (int j = 0; j < kKeys; ++j) sums[h * kKeys + j] = Simd::fma(x, k[j], sums[h * kKeys + j]);
     }
   });
+  float scores[kHeads * kKeys];
+  Simd::store_sums<kHeads * kKeys>(sums, scores);
   for (int h = 0; h < kHeads; ++h)
-    for (int j = 0; j < kKeys; ++j) out[h * stride + j] = Simd::sum(sums[h][j]);
+    std::memcpy(out + h * stride, scores + h * kKeys, kKeys * sizeof(float));
 }
 
 template <int kHeads>
@@ -223,9 +258,15 @@ void index_scores(const float* q, const float* weights, const float* const* keys
       else
         for (std::int64_t i = 0; i < found; ++i)
           score_tile<kHeads, 1>(q + h * width, keys + j + i, width, kKeyTile, products[0] + i);
-      for (int i = 0; i < kHeads; ++i)
-        for (std::int64_t k = 0; k < found; ++k)
-          sums[k] += weights[h + i] * (products[i][k] > 0 ? products[i][k] : 0.0f);
+      const auto add = [&](int i, int k) {
+        sums[k] += weights[h + i] * (products[i][k] > 0 ? products[i][k] : 0.0f);
+      };
+      for (int i = 0; i < kHeads; ++i) {
+        if (found == kKeyTile)  // a constant number, so that keys become lanes
+          for (int k = 0; k < kKeyTile; ++k) add(i, k);
+        else
+          for (int k = 0; k < found; ++k) add(i, k);
+      }
     };
     std::int64_t h = 0;
     for (; h + kHeadTile <= heads; h += kHeadTile) tile.template operator()<kHeadTile>(h);
@@ -315,7 +356,8 @@ void attend(const AttendTask& task) {
     h += kHeads;
   };
   while (h + kHeadTile <= task.heads) tile.template operator()<kHeadTile>();
-  while (h < task.heads) tile.template operator()<1>();
+  while (h + 2 <= task.heads) tile.template operator()<2>();
+  if (h < task.heads) tile.template operator()<1>();
 }
 
 void fill_row_kernels(CpuKernels& k) {
@@ -328,6 +370,7 @@ void fill_row_kernels(CpuKernels& k) {
   k.add_scaled = add_scaled;
   k.weighted_sum = weighted_sum;
   k.mix_streams = mix_streams;
+  k.site_sums = site_sums;
   k.pool = pool;
 }
 

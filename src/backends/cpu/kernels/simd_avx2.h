@@ -46,6 +46,12 @@ struct Simd {
     return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
   }
 
+  /// out[i] = sum(x[i])
+  template <int kCount>
+  static void store_sums(const F* x, float* out) {
+    for (int i = 0; i < kCount; ++i) out[i] = sum(x[i]);
+  }
+
   // ---- decoders of panel data: vectors of one column for 32 rows ----
 
   static void decode_f32(const std::byte* p, F* w) {

@@ -44,6 +44,26 @@ struct Simd {
     return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
   }
 
+  /// out[i] = sum(x[i])
+  template <int kCount>
+  static void store_sums(const F* x, float* out) {
+    if constexpr (kCount == kLanes)
+      store(out, sum_each(x));
+    else
+      for (int i = 0; i < kCount; ++i) out[i] = sum(x[i]);
+  }
+  /// Lane i is sum(x[i]), with its bits: 16 vectors are halved together.
+  static F sum_each(const F* x) {
+    F quarters[4];  // by 128-bit lane, the sums of x[m], x[4 + m], x[8 + m] and x[12 + m] by fours
+    for (int m = 0; m < 4; ++m) {
+      const F low = halves(x[m], x[4 + m]), high = halves(x[8 + m], x[12 + m]);
+      quarters[m] = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                                  _mm512_shuffle_f32x4(low, high, 0xDD));
+    }
+    const F even = pairs(quarters[0], quarters[1]), odd = pairs(quarters[2], quarters[3]);
+    return _mm512_add_ps(_mm512_shuffle_ps(even, odd, 0x88), _mm512_shuffle_ps(even, odd, 0xDD));
+  }
+
   // ---- decoders of panel data: vectors of one column for 32 rows ----
 
   static void decode_f32(const std::byte* p, F* w) {
@@ -142,6 +162,14 @@ struct Simd {
   static F to_float(Sum x) { return _mm512_cvtepi32_ps(x); }
 
  private:
+  static F halves(F a, F b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+  }
+  static F pairs(F a, F b) {
+    const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+  }
 #if defined(__AVX512VBMI__)
   // For rows 0–15 and 16–31 of two columns of FP8 codes: where a dword's upper two bytes are in the
   // concatenation of the low and the high bytes.
