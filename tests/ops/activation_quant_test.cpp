@@ -109,10 +109,11 @@ TEST(Fp8Activations, LinearsTakeRoundedRows) {
           const auto plain = LinearActivations::kFull;
           EXPECT_TRUE(same_bits(product(ops, *packed, tokens, groups, x, LinearActivations::kFp8),
                                 product(ops, *packed, tokens, groups, rounded, plain)));
-          if (groups == 1)
+          if (groups == 1) {
             EXPECT_TRUE(
                 same_bits(product(ops, *packed, tokens, 1, x, LinearActivations::kFp8, true),
                           product(ops, *packed, tokens, 1, x, plain)));
+          }
         }
   }
 }

@@ -83,9 +83,9 @@ TEST_F(CudaFused, UpdateAndSiteTogetherMatchTheCpuForAnyBatch) {
 // ---- attention_inputs ----
 
 struct CompressorArrays {
-  CompressorArrays(Ops& ops, const Step& step, std::int64_t ratio, std::int64_t width,
+  CompressorArrays(Ops& ops, const Step& step, std::int64_t every, std::int64_t width,
                    unsigned seed)
-      : ratio(ratio),
+      : ratio(every),
         capacity(ratio == 4 ? 8 : ratio),
         channels(ratio == 4 ? 2 * width : width),
         values(ops, {step.rows(), channels}, Random(seed).normals(step.rows() * channels)),

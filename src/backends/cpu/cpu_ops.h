@@ -148,6 +148,7 @@ class CpuOps final : public Ops {
   template <class Body>
   void for_each_panel(std::int64_t lists, std::int64_t n, std::int64_t grain, std::int64_t work,
                       Body&& body) {
+    if (lists == 0 || n == 0) return;
     std::array<std::int64_t, ThreadPool::kMostGroups> ends{};
     const int groups = work <= kSmallWork ? 1 : pool_.groups();
     for (int g = 0; g < groups; ++g)

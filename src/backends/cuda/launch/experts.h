@@ -129,7 +129,7 @@ struct PrefillArgs {
   PackedExpertsView w;
   RoutedTokens routed;
   bool first = true;  // hidden = swiglu(first projection), or out = second projection
-  InputRows inputs;
+  InputRows inputs = {};
   const int* sorted = nullptr;  // as SortArgs
   const PassTile* tiles = nullptr;
   const int* tile_count = nullptr;
@@ -147,8 +147,8 @@ void experts_prefill(const PrefillArgs& args, cudaStream_t stream);
 /// The same of experts packed for FP8 inputs, at most kWidestFp8Pass slots to a tile.
 struct Fp8PrefillArgs {
   PrefillArgs common;  // of its inputs only slots_per_row; of the places of results, outputs16
-  Fp8Rows inputs;
-  Fp8Rows hidden;  // [T * k] of the first projection
+  Fp8Rows inputs = {};
+  Fp8Rows hidden = {};  // [T * k] of the first projection
 };
 
 void experts_prefill_fp8(const Fp8PrefillArgs& args, cudaStream_t stream);

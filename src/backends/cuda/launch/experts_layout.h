@@ -21,8 +21,8 @@
 //           2t + 9, nibbles 4 to 7 those of row g + 8: selectors of a byte permutation, by which a
 //           table of E4M3 codes is read. The signs of nibbles 0 to 3 are at bits 7, 15, 23 and 31,
 //           where that puts them; the others' four bits lower.
-//   scale : of each 32 columns, with scale 2^k, first the packed scale, then 8 (k − t + 14), t
-//   being
+//   scale : of each 32 columns, with scale 2^k, first the packed scale, then 8 (k − t + 14), where
+//           t is
 //           the row's top exponent (core/fp8_window.h): the place of the block's table.
 //
 // Gate and up rows alternate by 8, so that a lane's row g is the gate of the up in its row g + 8.

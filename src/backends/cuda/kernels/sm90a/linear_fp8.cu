@@ -47,8 +47,8 @@ struct Fp8Product {
 };
 
 struct Fp8Tiles {
-  CUtensorMap x;  // [tokens, groups · cols]
-  CUtensorMap w[kMaxProducts];
+  CUtensorMap x = {};  // [tokens, groups · cols]
+  CUtensorMap w[kMaxProducts] = {};
   const float* x_scales = nullptr;  // [groups · blocks, scale_tokens]
   int scale_tokens = 0;             // tokens up to whole tiles
   int tokens = 0;
