@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the JSON of `quatrain bench` as SVG, with nothing but the standard library.
+"""Draws results of `quatrain bench` as SVG, with nothing but the standard library.
 
-usage: bench/plot.py RESULTS.json [-o FOLDER]
+usage: bench/plot.py RESULTS [-o FOLDER] [--prefix NAME-] [--only TEXT]
+
+RESULTS is what it printed with `-o json`, or a Markdown file with what it printed without (bench/results): the
+tables of `--breakdown` and of `bench ops` in it are found, whatever stands around them.
 
 For `bench e2e`: speed.svg, tokens per second of each test, and breakdown-TEST.svg, where the time of a step
 goes; the dark part of a bar is what the device's limit leaves of it. For `bench ops`: ops.svg, the share of
@@ -71,9 +74,10 @@ def breakdown_chart(report, breakdown):
     if rest:
         total = sum(line["us"] for line in rest)
         rows.append((f"{len(rest)} others", total, 0, f"{total:.1f} µs"))
-    kind = "one replay" if breakdown["recorded"] else "run eagerly"
-    notes = [f'{breakdown["step_us"]:.0f} µs as {kind}, {breakdown["sum_us"]:.0f} µs operation by operation; '
-             "dark: time at the limit", f'{report["device"]}, {limits_line(breakdown["limits"])}']
+    kind = "as one replay" if breakdown["recorded"] else "run eagerly"
+    device = ", ".join(filter(None, [report["device"], limits_line(breakdown["limits"])]))
+    notes = [f'{breakdown["step_us"]:.0f} µs {kind}, {breakdown["sum_us"]:.0f} µs operation by operation; '
+             "dark: time at the limit", device]
     return bars(f'{report["model"]}: {breakdown["test"]}, {breakdown["rows"]} rows', notes, rows)
 
 
@@ -99,32 +103,90 @@ def serve_chart(report):
     return bars(f'{report["path"]} under load', notes, rows)
 
 
+def number(cell):
+    return float(cell.replace(",", "").replace("%", ""))
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+STEP = re.compile(r"^(?P<test>[^|]+), one step of (?P<rows>\d+) rows: (?P<step>[\d.]+) µs "
+                  r"(?P<kind>as one replay|run eagerly); operations one by one (?P<sum>[\d.]+) µs\.$")
+LIMITS = re.compile(r"(?P<device>.*): (?P<read>\d+) GB/s read, (?P<flops>[\d.]+) TFLOP/s")
+
+
+def read_markdown(content):
+    """The reports in a Markdown file, in the shape of the JSON: one of breakdowns, one of operations."""
+    heading = next((line.lstrip("# ") for line in content.splitlines() if line.startswith("# ")), "")
+    steps = {"model": heading, "backend": "", "device": "", "tests": [], "breakdowns": []}
+    operations = {"device": "", "limits": {}, "results": []}
+    limits, table = {}, ""
+    for line in content.splitlines():
+        if step := STEP.match(line):
+            steps["breakdowns"].append({"test": step["test"], "rows": int(step["rows"]), "limits": limits,
+                                        "recorded": step["kind"] == "as one replay", "operations": [],
+                                        "step_us": float(step["step"]), "sum_us": float(step["sum"])})
+        elif found := LIMITS.match(line):
+            limits = {"read_bytes_per_s": 1e9 * float(found["read"]), "flops": 1e12 * float(found["flops"])}
+            if found["device"] == "Limits" and steps["breakdowns"]:
+                steps["breakdowns"][-1]["limits"] = limits
+            else:
+                operations.update(device=found["device"], limits=limits)
+        elif line.startswith("| layers | operation | calls |"):
+            table = "step"
+        elif line.startswith("| model | operation | weights, widths |"):
+            table = "operations"
+        elif not line.startswith("|"):
+            table = ""
+        elif table and not line.startswith(("|---", "| **", "| all")):
+            row = cells(line)
+            if table == "step" and steps["breakdowns"]:
+                steps["breakdowns"][-1]["operations"].append(
+                    {"layers": row[0], "operation": row[1], "us": number(row[3]),
+                     "share_of_limit": number(row[9]) / 100})
+            elif table == "operations":
+                operations["results"].append(
+                    {"model": row[0], "operation": row[1], "rows": int(row[3]), "context": int(row[4] or 0),
+                     "us": number(row[5]), "share_of_limit": number(row[8]) / 100})
+    return [report for report in (steps, operations) if report.get("breakdowns") or report.get("results")]
+
+
 def charts(report):
     """File name → SVG."""
     if report.get("bench") == "serve":
         return {"serve.svg": serve_chart(report)}
     if "results" in report:
         return {"ops.svg": operations_chart(report)}
-    out = {"speed.svg": speed_chart(report)}
+    out = {"speed.svg": speed_chart(report)} if report["tests"] else {}
     for breakdown in report["breakdowns"]:
-        name = re.sub(r"[^a-z0-9]+", "-", breakdown["test"].lower()).strip("-")
-        out[f"breakdown-{name}.svg"] = breakdown_chart(report, breakdown)
+        name = "breakdown-" + re.sub(r"[^a-z0-9]+", "-", breakdown["test"].lower()).strip("-")
+        while name + ".svg" in out:
+            name += "-again"
+        out[name + ".svg"] = breakdown_chart(report, breakdown)
     return out
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=pathlib.Path, help="what `quatrain bench … -o json` printed")
+    parser.add_argument("results", type=pathlib.Path, help="what `quatrain bench` printed: JSON, or a .md file")
     parser.add_argument("-o", "--out", type=pathlib.Path, default=pathlib.Path("."), help="folder for the files")
+    parser.add_argument("--prefix", default="", help="what names of files begin with")
+    parser.add_argument("--only", default="", help="draw only charts whose names contain this")
     flags = parser.parse_args()
     try:
-        drawn = charts(json.loads(flags.results.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError) as error:
+        content = flags.results.read_text(encoding="utf-8")
+        reports = read_markdown(content) if flags.results.suffix == ".md" else [json.loads(content)]
+        drawn = {name: svg for report in reports for name, svg in charts(report).items() if flags.only in name}
+    except (OSError, ValueError, KeyError, IndexError) as error:
         sys.exit(f"{flags.results}: not a result of quatrain bench: {error!r}")
+    if not drawn:
+        sys.exit(f"{flags.results}: nothing to draw in it")
     flags.out.mkdir(parents=True, exist_ok=True)
     for name, svg in drawn.items():
-        (flags.out / name).write_text(svg, encoding="utf-8")
-        print(flags.out / name)
+        path = flags.out / (flags.prefix + name)
+        path.write_text(svg, encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":
