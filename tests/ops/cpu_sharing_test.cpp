@@ -35,13 +35,13 @@ TEST_P(CpuSharing, LinearsHaveTheBitsOfSingleOnes) {
     const std::vector<float> x = random.normals(tokens * cols);
     std::vector<float> expected;
     for (const auto& ops : backends()) {
-      std::vector<LinearPtr> packed;
+      std::vector<std::unique_ptr<PackedLinear>> packed;
       for (const auto& m : matrices) packed.push_back(ops->pack_linear(m->view()));
       ops->reserve(roomy_limits());
       const Floats in(*ops, {tokens, cols}, x);
       std::vector<std::unique_ptr<Floats>> single, listed;
       op::Linears list{.x = in};
-      for (const LinearPtr& w : packed) {
+      for (const auto& w : packed) {
         for (auto* outs : {&single, &listed})
           outs->push_back(
               std::make_unique<Floats>(*ops, std::initializer_list<std::int64_t>{tokens, w->rows}));
