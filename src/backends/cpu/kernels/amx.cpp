@@ -158,7 +158,7 @@ struct Fp8Tiles {
     const __m512i low1 = _mm512_load_si512(kFp8Tables.low + 64);
     const __m512i high0 = _mm512_load_si512(kFp8Tables.high);
     const __m512i high1 = _mm512_load_si512(kFp8Tables.high + 64);
-    const __m512i pairs = _mm512_load_si512(kPairs.order);
+    const __m512i pairs = _mm512_load_si512(kFp8Pairs.order);
     const std::int64_t count = std::min(columns - k * kTileColumns, kTileColumns);
     p += k * kTileColumns * kPanelRows;
     for (std::int64_t c = 0; c < count; c += 2, p += 64) {
@@ -172,23 +172,7 @@ struct Fp8Tiles {
     }
     clear_from(tiles, count);
   }
-
- private:
-  // Of each 128-bit lane, the low half becomes two columns of four of rows 0–15, the high half of
-  // rows 16–31. A column has rows 0–7, 16–23, 8–15, 24–31.
-  struct Pairs {
-    alignas(64) std::uint8_t order[64] = {};
-    constexpr Pairs() {
-      for (unsigned i = 0; i < 64; ++i) {
-        const unsigned lane = i / 16, half = i / 8 % 2, row = 4 * lane + i % 8 / 2;
-        const unsigned place = row / 8 * 16 + half * 8 + row % 8;
-        order[i] = static_cast<std::uint8_t>(i % 2 * 32 + place);
-      }
-    }
-  };
-  static const Pairs kPairs;
 };
-constexpr Fp8Tiles::Pairs Fp8Tiles::kPairs;
 
 // ---- products ----
 

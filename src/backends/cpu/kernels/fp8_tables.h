@@ -27,5 +27,22 @@ struct Fp8Tables {
 
 constexpr Fp8Tables kFp8Tables;
 
+/// Orders two columns of FP8 codes of a panel (rows 0–7, 16–23, 8–15, 24–31 each) such that of each
+/// 16 bytes the first half has both columns of four of rows 0–15, and the second half of four of
+/// rows 16–31: their low and high BF16 bytes, interleaved, are dwords of two columns of a row.
+struct Fp8Pairs {
+  alignas(64) std::uint8_t order[64] = {};
+
+  constexpr Fp8Pairs() {
+    for (unsigned i = 0; i < 64; ++i) {
+      const unsigned lane = i / 16, half = i / 8 % 2, row = 4 * lane + i % 8 / 2;
+      const unsigned place = row / 8 * 16 + half * 8 + row % 8;
+      order[i] = static_cast<std::uint8_t>(i % 2 * 32 + place);
+    }
+  }
+};
+
+constexpr Fp8Pairs kFp8Pairs;
+
 }  // namespace
 }  // namespace quatrain

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backends/cpu/kernels/kernels.h"
+#include "backends/cpu/kernels/tables.h"
 
 namespace quatrain {
 namespace {
@@ -17,7 +18,7 @@ inline constexpr int kVectors = static_cast<int>(kPanelRows) / Simd::kLanes;
 // A call inside the innermost loops would cost more than what they do.
 #define QT_FLATTEN __attribute__((flatten))
 
-// How far ahead of the codes in use the next ones are fetched.
+// How far ahead of the codes in use the next ones are fetched into the L1 cache.
 inline constexpr std::int64_t kPrefetchBytes = 2304;
 
 // body(0), …, body(kCount − 1) with constant arguments: an array that is only indexed by constants
@@ -32,7 +33,12 @@ void unroll(Body&& body) {
 
 template <int kLines>
 void prefetch(const std::byte* p) {
-  for (int i = 0; i < kLines; ++i) __builtin_prefetch(p + kPrefetchBytes + 64 * i, 0, 3);
+  const std::byte* far = p + kFarPrefetchBytes;
+  __asm__("" : "+r"(far));  // one register, not one for each line's distance
+  for (int i = 0; i < kLines; ++i) {
+    __builtin_prefetch(p + kPrefetchBytes + 64 * i, 0, 3);
+    __builtin_prefetch(far + 64 * i, 0, 2);  // into the L2 cache
+  }
 }
 
 // The running results of one panel product: 32 rows for each token.

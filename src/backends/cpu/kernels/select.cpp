@@ -10,7 +10,16 @@ CpuKernels table(void (*fill)(CpuKernels&)) {
   return kernels;
 }
 
+std::int64_t far_prefetch_bytes() {
+#if defined(QUATRAIN_X86_KERNELS)
+  if (__builtin_cpu_is("intel")) return 16384;
+#endif
+  return 2304;
+}
+
 }  // namespace
+
+const std::int64_t kFarPrefetchBytes = far_prefetch_bytes();
 
 const CpuKernels& select_kernels(CpuIsa isa) {
   static const CpuKernels plain = table(fill_plain_kernels);

@@ -84,15 +84,18 @@ struct Simd {
   static void decode_fp8_pair(const std::byte* p, F* w0, F* w1) {
     const __m512i codes = _mm512_loadu_si512(p);
 #if defined(__AVX512VBMI__)
-    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.low), codes,
+    const __m512i pairs = _mm512_permutexvar_epi8(_mm512_load_si512(kFp8Pairs.order), codes);
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.low), pairs,
                                                  _mm512_load_si512(kFp8Tables.low + 64));
-    const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.high), codes,
+    const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.high), pairs,
                                                        _mm512_load_si512(kFp8Tables.high + 64));
+    constexpr int kOrAnd = 0xF8;  // a | (b & c)
     const __m512i high =
-        _mm512_or_si512(magnitude, _mm512_and_si512(codes, _mm512_set1_epi8(-128)));
-    for (std::size_t v = 0; v < 2; ++v) {
-      w0[v] = upper_halves(low, high, kFp8Places.index[v]);
-      w1[v] = upper_halves(low, high, kFp8Places.index[2 + v]);
+        _mm512_ternarylogic_epi32(magnitude, pairs, _mm512_set1_epi8(-128), kOrAnd);
+    const __m512i both[2] = {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+    for (int v = 0; v < 2; ++v) {
+      w0[v] = _mm512_castsi512_ps(_mm512_slli_epi32(both[v], 16));
+      w1[v] = _mm512_castsi512_ps(_mm512_and_si512(both[v], _mm512_set1_epi32(-65536)));
     }
 #else
     const __m512i zero = _mm512_setzero_si512();
@@ -170,34 +173,9 @@ struct Simd {
     return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
                          _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
   }
-#if defined(__AVX512VBMI__)
-  // For rows 0–15 and 16–31 of two columns of FP8 codes: where a dword's upper two bytes are in the
-  // concatenation of the low and the high bytes.
-  struct Fp8Places {
-    alignas(64) std::uint8_t index[4][64] = {};
-    constexpr Fp8Places() {
-      for (unsigned column = 0; column < 2; ++column)
-        for (unsigned row = 0; row < 32; ++row) {
-          const unsigned place = 32 * column + row % 16 / 8 * 16 + row / 16 * 8 + row % 8;
-          std::uint8_t* dword = index[2 * column + row / 16] + row % 16 * 4;
-          dword[2] = static_cast<std::uint8_t>(place);
-          dword[3] = static_cast<std::uint8_t>(64 + place);
-        }
-    }
-  };
-  static const Fp8Places kFp8Places;
-  static F upper_halves(__m512i low, __m512i high, const std::uint8_t* index) {
-    return _mm512_castsi512_ps(
-        _mm512_maskz_permutex2var_epi8(0xCCCCCCCCCCCCCCCC, low, _mm512_load_si512(index), high));
-  }
-#endif
   using Four __attribute__((may_alias)) = std::int32_t;
   static const Four& four(const std::int8_t* x) { return *reinterpret_cast<const Four*>(x); }
 };
-
-#if defined(__AVX512VBMI__)
-constexpr Simd::Fp8Places Simd::kFp8Places;
-#endif
 
 }  // namespace
 }  // namespace quatrain
