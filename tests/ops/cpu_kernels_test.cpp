@@ -123,14 +123,45 @@ TEST_P(Kernels, Int8ActivationsHaveTheBitsOfTheDefinition) {
     std::vector<float> rounded(x.size());
     int8_round_row(x.data(), n, rounded.data());
     for (std::size_t g = 0; g < found.size(); ++g) {
-      ASSERT_EQ(std::isnan(found[g].scale), std::isnan(expected[g].scale));
-      if (std::isnan(found[g].scale)) continue;  // its values mean nothing
-      ASSERT_EQ(found[g].scale, expected[g].scale);
+      ASSERT_EQ(std::isnan(found[g].row_scale), std::isnan(expected[g].row_scale));
+      if (std::isnan(found[g].row_scale)) continue;  // its values mean nothing
+      ASSERT_EQ(found[g].row_scale, expected[g].row_scale);
+      ASSERT_EQ(std::memcmp(found[g].scales, expected[g].scales, sizeof found[g].scales), 0);
       ASSERT_EQ(std::memcmp(found[g].values, expected[g].values, sizeof found[g].values), 0);
       ASSERT_EQ(std::memcmp(found[g].offsets, expected[g].offsets, sizeof found[g].offsets), 0);
       for (std::size_t c = 0; c < static_cast<std::size_t>(kInt8Group); ++c)
         ASSERT_EQ(128 * g + c < rounded.size() ? rounded[128 * g + c] : 0.0f,
-                  static_cast<float>(found[g].values[c]) * found[g].scale);
+                  static_cast<float>(found[g].values[c]) * found[g].scales[c / kInt8Chunk] *
+                      found[g].row_scale);
+    }
+  }
+}
+
+// Every value is within half a unit of its 32 columns, whose largest has at least 64 of them.
+TEST_P(Kernels, Int8ActivationsAreNear) {
+  Random random(7);
+  for (int i = 0; i < 200; ++i) {
+    const std::int64_t n = kInt8Chunk * random.integer(1, 12);
+    std::vector<float> x = random.normals(n, std::exp(random.uniform(-20, 20)));
+    for (std::int64_t c = 0; c < n; c += kInt8Chunk) {
+      const float factor = std::exp(random.uniform(-6, 6));
+      for (std::int64_t j = c; j < c + kInt8Chunk; ++j) x[static_cast<std::size_t>(j)] *= factor;
+    }
+    std::vector<Int8Activations> groups(static_cast<std::size_t>((n + 127) / 128));
+    fast().quantise_int8(x.data(), n, groups.data());
+    for (std::int64_t c = 0; c < n; c += kInt8Chunk) {
+      const Int8Activations& group = groups[static_cast<std::size_t>(c / kInt8Group)];
+      const float unit = group.scales[c % kInt8Group / kInt8Chunk] * group.row_scale;
+      float largest = 0;
+      for (std::int64_t j = c; j < c + kInt8Chunk; ++j) {
+        const float value = x[static_cast<std::size_t>(j)];
+        largest = std::max(largest, std::abs(value));
+        const float limited = std::clamp(value, -127 * unit, 127 * unit);
+        ASSERT_LE(std::abs(static_cast<float>(group.values[j % kInt8Group]) * unit - limited),
+                  unit / 2);
+      }
+      ASSERT_GE(largest, 64 * unit);
+      ASSERT_LT(largest, 128 * unit);
     }
   }
 }
@@ -171,7 +202,8 @@ TEST_P(Kernels, Int8Products) {
           double sum = 0, magnitude = 0;
           for (std::size_t c = 0; c < row.size(); ++c) {
             const Int8Activations& group = x[t][c / kInt8Group];
-            const double term = row[c] * group.values[c % kInt8Group] * group.scale;
+            const double term = row[c] * group.values[c % kInt8Group] *
+                                group.scales[c % kInt8Group / kInt8Chunk] * group.row_scale;
             sum += term;
             magnitude += std::abs(term);
           }
@@ -189,7 +221,7 @@ TEST_P(Kernels, Int8TilesHaveTheBitsOfTheProducts) {
     for (int i = 0; i < 200 && column_multiple(kind.format) > 1; ++i) {
       const std::int64_t cols = column_multiple(kind.format) * random.integer(1, 24);
       const std::int64_t tokens = random.integer(1, i % 20 == 0 ? kTileTokens : 50);
-      const int panel_count = static_cast<int>(random.integer(1, 2));
+      const int panel_count = static_cast<int>(random.integer(1, kTileRows / kPanelRows));
       RandomMatrix matrix(kind, panel_count * kPanelRows, cols, static_cast<unsigned>(i));
       PanelMatrix panels(matrix.view());
       const auto memory = map_memory(panel_count * panels.panel_bytes());
@@ -205,14 +237,16 @@ TEST_P(Kernels, Int8TilesHaveTheBitsOfTheProducts) {
         fast().quantise_int8(random.normals(cols, 2).data(), cols, inputs.back().data());
         fast().expand_int8(panels.format(), inputs.back().data(), memory_of_rows.groups(), rows, t);
       }
-      const auto sums = map_memory(tokens * kTileRows * 4);
+      const auto sums = map_memory(kTileTokens * kTileRows * 4);
       TileTask task{.panels = {},
                     .panel_count = panel_count,
                     .x = rows,
                     .tokens = tokens,
                     .sums = reinterpret_cast<float*>(sums.get())};
       for (int p = 0; p < panel_count; ++p) task.panels[p] = panels.panel(p);
+      std::memset(task.sums, 0xFF, kTileTokens * kTileRows * 4);
       fast().int8_tiles[static_cast<int>(panels.format())](task);
+      std::vector<float> found(static_cast<std::size_t>(kTileRows));
       const auto* products =
           panels.format() == PanelFormat::kNvfp4 ? fast().nvfp4_int8 : fast().mxfp4_int8;
       for (int p = 0; p < panel_count; ++p) {
@@ -222,8 +256,8 @@ TEST_P(Kernels, Int8TilesHaveTheBitsOfTheProducts) {
           const Int8Activations* x = inputs[static_cast<std::size_t>(t)].data();
           float* out = expected.data();
           products[1](panels.panel(p), &x, &out);
-          const float* found = task.sums + t * kTileRows + p * kPanelRows;
-          ASSERT_TRUE(same_bits(std::vector<float>(found, found + kPanelRows), expected))
+          fast().int8_tile_row(task, t, found.data());
+          ASSERT_TRUE(same_bits(rows_of(found, p, 1, kPanelRows), expected))
               << kind.name << " " << cols << " columns, " << tokens << " tokens, row " << t;
         }
       }

@@ -208,14 +208,20 @@ double row_scale(const reference::Row& x) {
   return amax / (6 * 448);
 }
 
-// The nearest multiples of max / 127, per group of 128.
+// The nearest multiples, up to 127, of the power of two per group of 32 that puts the largest
+// magnitude at 64 to 127; groups far below the row's largest count as 2^-24 of it.
 reference::Row int8_grid(reference::Row x) {
-  for (std::size_t begin = 0; begin < x.size(); begin += 128) {
-    const std::span<double> group =
-        std::span(x).subspan(begin, std::min<std::size_t>(128, x.size() - begin));
-    double amax = 0;
+  const auto largest = [](std::span<const double> group) {
+    double amax = std::exp2(-100);
     for (const double v : group) amax = std::max(amax, std::abs(v));
-    for (double& v : group) v = amax > 0 ? std::nearbyint(v * 127 / amax) * amax / 127 : 0;
+    return std::ilogb(amax);
+  };
+  const int row = largest(x);
+  for (std::size_t begin = 0; begin < x.size(); begin += 32) {
+    const std::span<double> group =
+        std::span(x).subspan(begin, std::min<std::size_t>(32, x.size() - begin));
+    const double unit = std::exp2(std::max(largest(group), row - 24) - 6);
+    for (double& v : group) v = std::clamp(std::nearbyint(v / unit), -127.0, 127.0) * unit;
   }
   return x;
 }

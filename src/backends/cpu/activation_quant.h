@@ -17,9 +17,10 @@ float nvfp4_row_scale(const float* x, std::int64_t n);
 /// zeros. n is a multiple of 16. out may be x.
 void nvfp4_round_row(const float* x, std::int64_t n, float g, float* out);
 
-/// Int8 with one scale per kInt8Group columns: x[c] ≈ values[c] · scale, scale = max|x_g| / 127,
-/// values to nearest, ties to even; a group below 1e-30 becomes zeros, one with a NaN or infinity
-/// gets such a scale. out[n / 16]; n is a multiple of 16.
+/// Int8 with one power-of-two scale per 32 columns: x[c] ≈ values[c] · scale, where the scale is
+/// that of 2^⌊log2 max|x_c|⌋ / 64, but no less than 2^-24 of the row's; values to nearest, ties to
+/// even, at most ±127. What is far below 2^-100 becomes zero; a row with a NaN or infinity, NaN.
+/// out[n / 128 rounded up]; n is a multiple of 16.
 void int8_quantise_row(const float* x, std::int64_t n, Int8Activations* out);
 
 /// out = x rounded to that grid. n is a multiple of 16, or any number whose last block is short.

@@ -214,14 +214,17 @@ class CpuOps final : public Ops {
   void round_expert_inputs(const op::Experts& args);
   void round_hidden(const op::Experts& args);
   bool takes_tiles(std::int32_t e, const CpuWeight& w) const;
+  std::int64_t panels_per_task(const op::Experts& args, std::int64_t panels,
+                               std::int64_t most) const;
   void expand_expert_rows(const op::Experts& args, bool first);
   void expert_hidden(const op::Experts& args);
   void hidden_by_panels(const op::Experts& args, std::int32_t e, std::int64_t p, int thread);
-  void hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int thread);
+  void hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t first,
+                       std::int64_t last, int thread);
   void expert_outputs(const op::Experts& args);
   void outputs_by_panel(const op::Experts& args, std::int32_t e, std::int64_t p, int thread);
-  void outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int panels,
-                        int thread);
+  void outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t first,
+                        std::int64_t last, int thread);
   void combine_outputs(const op::Experts& args);
   bool exact_input(const op::Experts& args, const CpuWeight& w) const;
   std::int64_t expert_work(const op::Experts& args) const;

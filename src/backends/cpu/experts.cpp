@@ -16,10 +16,19 @@ namespace {
 // Tokens whose gate and up values a task holds at a time.
 constexpr std::int64_t kTokensPerPass = 64;
 using PassBuffer = float[kTokensPerPass][kPanelRows];
+// Panels that a task multiplies on matrix tiles.
+constexpr std::int64_t kTilePanels = kTileRows / kPanelRows;
 
 bool is_4bit(const CpuWeight& w) {
   if (w.panels) return w.panels->is_4bit();
   return w.stored.format == WeightFormat::kNvfp4 || w.stored.format == WeightFormat::kMxfp4;
+}
+
+template <class Predicate>
+bool all_of_range(std::int64_t first, std::int64_t last, Predicate&& predicate) {
+  for (std::int64_t i = first; i < last; ++i)
+    if (!predicate(i)) return false;
+  return true;
 }
 
 std::int64_t panels_of(std::int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
@@ -194,22 +203,49 @@ void CpuOps::expand_expert_rows(const op::Experts& args, bool first) {
   });
 }
 
+// Panels of each active expert that one task takes: as many as matrix tiles like, where they are
+// used and leave tasks enough for all threads.
+std::int64_t CpuOps::panels_per_task(const op::Experts& args, std::int64_t panels,
+                                     std::int64_t most) const {
+  const auto& all = static_cast<const CpuExperts&>(*args.w);
+  const bool tiles = args.activations == ExpertActivations::kInt8 &&
+                     std::any_of(active_.begin(), active_.end(), [&](std::int32_t e) {
+                       const auto& expert = all.experts[static_cast<std::size_t>(e)];
+                       return takes_tiles(e, expert.w1) || takes_tiles(e, expert.w2);
+                     });
+  const auto active = static_cast<std::int64_t>(active_.size());
+  const auto balanced = [&](std::int64_t together) {
+    const std::int64_t tasks = active * ((panels + together - 1) / together);
+    return tasks % pool_.threads() == 0 || tasks >= 4 * pool_.threads();
+  };
+  std::int64_t together = tiles ? most : 1;
+  while (together > 1 && !balanced(together)) together /= 2;
+  return together;
+}
+
 // The first projections: 32 values of gate and up make 32 hidden values.
 void CpuOps::expert_hidden(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
-  const std::int64_t parts = panels_of(all.intermediate);
+  const std::int64_t panels = panels_of(all.intermediate);
+  const std::int64_t together = panels_per_task(args, panels, kTilePanels / 2);
   const bool int8 = args.activations == ExpertActivations::kInt8;
-  for_each_panel(std::ssize(active_), parts, 1, expert_work(args),
-                 [&](std::int64_t i, std::int64_t p, int thread) {
+  for_each_panel(std::ssize(active_), (panels + together - 1) / together, 1, expert_work(args),
+                 [&](std::int64_t i, std::int64_t part, int thread) {
                    const std::int32_t e = active_[static_cast<std::size_t>(i)];
                    const auto& expert = all.experts[static_cast<std::size_t>(e)];
+                   const std::int64_t first = part * together;
+                   const std::int64_t last = std::min(first + together, panels);
+                   const auto exact = [&](std::int64_t p) {
+                     return expert.w1.panels->has_exact_chunks(p) &&
+                            expert.w3.panels->has_exact_chunks(p);
+                   };
                    if (int8 && takes_tiles(e, expert.w1) && takes_tiles(e, expert.w3) &&
                        expert.w1.panels->format() == expert.w3.panels->format() &&
-                       expert.w1.panels->has_exact_chunks(p) &&
-                       expert.w3.panels->has_exact_chunks(p))
-                     hidden_by_tiles(args, e, p, thread);
-                   else
-                     hidden_by_panels(args, e, p, thread);
+                       all_of_range(first, last, exact)) {
+                     hidden_by_tiles(args, e, first, last, thread);
+                     return;
+                   }
+                   for (std::int64_t p = first; p < last; ++p) hidden_by_panels(args, e, p, thread);
                  });
 }
 
@@ -240,45 +276,50 @@ void CpuOps::hidden_by_panels(const op::Experts& args, std::int32_t e, std::int6
   });
 }
 
-void CpuOps::hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int thread) {
+void CpuOps::hidden_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t first,
+                             std::int64_t last, int thread) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const auto& expert = all.experts[static_cast<std::size_t>(e)];
   const std::int64_t inner = all.intermediate;
-  const std::int64_t n = std::min(kPanelRows, inner - p * kPanelRows);
+  const std::int64_t n = std::min(last * kPanelRows, inner) - first * kPanelRows;
   const std::int64_t begin = expert_begin_[static_cast<std::size_t>(e)];
-  for_each_tile_pass(e, [&](std::int64_t row, std::int64_t tokens) {
-    float* sums = thread_sums(thread);
-    kernels_.int8_tiles[static_cast<int>(expert.w1.panels->format())](
-        {.panels = {expert.w1.panels->panel(p), expert.w3.panels->panel(p)},
-         .panel_count = 2,
-         .x = expert_tiles(e),
-         .first_row = row,
-         .tokens = tokens,
-         .sums = sums});
-    for (std::int64_t t = 0; t < tokens; ++t, sums += kTileRows) {
-      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(begin + row + t)];
-      kernels_.swiglu(sums, sums + kPanelRows, n, args.limit,
-                      expert_hidden_.get() + slot * inner + p * kPanelRows);
+  const auto panels = static_cast<int>(last - first);
+  TileTask task{
+      .panels = {}, .panel_count = 2 * panels, .x = expert_tiles(e), .sums = thread_sums(thread)};
+  for (int i = 0; i < panels; ++i) {
+    task.panels[i] = expert.w1.panels->panel(first + i);
+    task.panels[panels + i] = expert.w3.panels->panel(first + i);
+  }
+  alignas(64) float row[kTileRows];  // gate, up
+  for_each_tile_pass(e, [&](std::int64_t first_row, std::int64_t tokens) {
+    task.first_row = first_row;
+    task.tokens = tokens;
+    kernels_.int8_tiles[static_cast<int>(expert.w1.panels->format())](task);
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(begin + first_row + t)];
+      kernels_.int8_tile_row(task, t, row);
+      kernels_.swiglu(row, row + panels * kPanelRows, n, args.limit,
+                      expert_hidden_.get() + slot * inner + first * kPanelRows);
     }
   });
 }
 
-// The second projection of every slot, two panels at a time.
+// The second projection of every slot.
 void CpuOps::expert_outputs(const op::Experts& args) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const std::int64_t panels = panels_of(all.hidden);
-  const std::int64_t parts = (panels + 1) / 2;
+  const std::int64_t together =
+      std::max<std::int64_t>(2, panels_per_task(args, panels, kTilePanels));
   const bool int8 = args.activations == ExpertActivations::kInt8;
-  for_each_panel(std::ssize(active_), parts, 1, expert_work(args),
+  for_each_panel(std::ssize(active_), (panels + together - 1) / together, 1, expert_work(args),
                  [&](std::int64_t i, std::int64_t part, int thread) {
                    const std::int32_t e = active_[static_cast<std::size_t>(i)];
                    const CpuWeight& w = all.experts[static_cast<std::size_t>(e)].w2;
-                   const std::int64_t first = part * 2;
-                   const std::int64_t last = std::min(first + 2, panels);
-                   const bool tiles = int8 && takes_tiles(e, w);
+                   const std::int64_t first = part * together;
+                   const std::int64_t last = std::min(first + together, panels);
                    const auto exact = [&](std::int64_t p) { return w.panels->has_exact_chunks(p); };
-                   if (tiles && exact(first) && exact(last - 1)) {
-                     outputs_by_tiles(args, e, first, static_cast<int>(last - first), thread);
+                   if (int8 && takes_tiles(e, w) && all_of_range(first, last, exact)) {
+                     outputs_by_tiles(args, e, first, last, thread);
                      return;
                    }
                    for (std::int64_t p = first; p < last; ++p) outputs_by_panel(args, e, p, thread);
@@ -297,25 +338,24 @@ void CpuOps::outputs_by_panel(const op::Experts& args, std::int32_t e, std::int6
   });
 }
 
-void CpuOps::outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t p, int panels,
-                              int thread) {
+void CpuOps::outputs_by_tiles(const op::Experts& args, std::int32_t e, std::int64_t first,
+                              std::int64_t last, int thread) {
   const auto& all = static_cast<const CpuExperts&>(*args.w);
   const PanelMatrix& w = *all.experts[static_cast<std::size_t>(e)].w2.panels;
-  const std::int64_t n = std::min(panels * kPanelRows, w.rows() - p * kPanelRows);
   const std::int64_t begin = expert_begin_[static_cast<std::size_t>(e)];
-  for_each_tile_pass(e, [&](std::int64_t row, std::int64_t tokens) {
-    TileTask task{.panels = {w.panel(p), {}},
-                  .panel_count = panels,
-                  .x = expert_tiles(e),
-                  .first_row = row,
-                  .tokens = tokens,
-                  .sums = thread_sums(thread)};
-    if (panels == 2) task.panels[1] = w.panel(p + 1);
+  TileTask task{.panels = {},
+                .panel_count = static_cast<int>(last - first),
+                .x = expert_tiles(e),
+                .sums = thread_sums(thread)};
+  for (int i = 0; i < task.panel_count; ++i) task.panels[i] = w.panel(first + i);
+  for_each_tile_pass(e, [&](std::int64_t first_row, std::int64_t tokens) {
+    task.first_row = first_row;
+    task.tokens = tokens;
     kernels_.int8_tiles[static_cast<int>(w.format())](task);
     for (std::int64_t t = 0; t < tokens; ++t) {
-      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(begin + row + t)];
-      std::copy_n(task.sums + t * kTileRows, n,
-                  expert_outputs_.get() + slot * all.hidden + p * kPanelRows);
+      const std::int32_t slot = sorted_slots_[static_cast<std::size_t>(begin + first_row + t)];
+      store_tile_row(kernels_.int8_tile_row, task, t, w.rows() - first * kPanelRows,
+                     expert_outputs_.get() + slot * all.hidden + first * kPanelRows);
     }
   });
 }

@@ -118,6 +118,7 @@ void CpuOps::linears(const op::Linears& args) {
 // Panels must not span groups.
 bool CpuOps::has_tiles(const PanelMatrix& w, std::int64_t groups) const {
   return kernels_.float_tiles[static_cast<int>(w.format())] != nullptr &&
+         w.has_exact_block_scales() &&
          (groups == 1 || (groups <= kMostTileGroups && w.rows() / groups % kPanelRows == 0));
 }
 
@@ -147,8 +148,10 @@ template <class Inputs>
 void CpuOps::multiply_tiles(const PanelMatrix& w, std::int64_t groups, Inputs&& inputs,
                             std::int64_t tokens, float* out, std::int64_t out_stride) {
   const std::int64_t panels = w.panels() / groups;  // of a group
-  // Alone, panels make more tasks; in pairs they share the loads of activations.
-  const std::int64_t together = tokens < kManyTokens ? 1 : 2;
+  // Alone, panels make more tasks; together they share the loads of activations.
+  constexpr std::int64_t kMost = kTileRows / kPanelRows;
+  std::int64_t together = tokens < kManyTokens ? 1 : kMost;
+  while (together > 1 && groups * panels / together < 2 * pool_.threads()) together /= 2;
   const std::int64_t parts = (panels + together - 1) / together;
   const std::int64_t grain = std::max<std::int64_t>(1, groups * parts / (8 * pool_.threads()));
   const std::int64_t work = w.panels() * w.panel_bytes() * tokens;
@@ -163,9 +166,9 @@ void CpuOps::multiply_tiles(const PanelMatrix& w, std::int64_t groups, Inputs&& 
                     .sums = thread_sums(thread)};
       for (int j = 0; j < task.panel_count; ++j) task.panels[j] = w.panel(p + j);
       kernels_.float_tiles[static_cast<int>(w.format())](task);
-      const std::int64_t rows = std::min(task.panel_count * kPanelRows, w.rows() - p * kPanelRows);
       for (std::int64_t t = 0; t < tokens; ++t)
-        std::copy_n(task.sums + t * kTileRows, rows, out + t * out_stride + p * kPanelRows);
+        store_tile_row(kernels_.float_tile_row, task, t, w.rows() - p * kPanelRows,
+                       out + t * out_stride + p * kPanelRows);
     }
   });
 }

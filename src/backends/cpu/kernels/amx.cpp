@@ -3,18 +3,20 @@
 // it must not be entered before best_isa() has been asked. Everything but the products comes from
 // the AVX-512 kernels.
 //
-// A task has up to 64 output rows and 512 rows of activations. For 128 columns at a time, weights
-// are decoded once into tiles (16 KB, which stay in the L1 cache); then 32 rows of activations at a
-// time are multiplied, and their products, times the scale of those columns, join the sums in
-// memory while the next tiles are multiplied.
+// A task has up to 256 output rows and 512 rows of activations. For 512 columns at a time, 32
+// output rows are decoded into tiles (32 KB, which stay in the L1 cache) and multiplied with all
+// activations, 32 rows at a time, of which 512 columns (512 KB) and the sums (512 KB) stay in the
+// L2 cache. The next columns of the activations are fetched there meanwhile: tiles loaded from the
+// L3 cache would leave the multiplier idle half of the time.
 //
-// Bits of int8 products: a weight times its block's scale is exact in BF16 and so are int8 values.
-// The instruction adds the even and the odd columns of a tile's 32 in FP32, then both to the sum.
-// For panels with exact chunks nothing is rounded before that last addition, which is the one that
-// the int8 products of panel_products.h do, too.
+// Bits of int8 products: a weight times its block's scale is exact in BF16 and so are int8 values
+// times their scale, a power of two. The instruction adds the even and the odd columns of a tile's
+// 32 in FP32, then both to the sum. For panels with exact chunks nothing is rounded before that
+// last addition, which is the one that the int8 products of panel_products.h do, too.
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "backends/cpu/kernels/fp8_tables.h"
 #include "backends/cpu/kernels/tables.h"
@@ -23,8 +25,10 @@ namespace quatrain {
 namespace {
 
 constexpr std::int64_t kTileColumns = TileInputs::kColumns;
-constexpr std::int64_t kStep = kInt8Group;  // columns that are decoded together
-constexpr int kStepTiles = static_cast<int>(kStep / kTileColumns);
+constexpr std::int64_t kGroup = kInt8Group;
+constexpr std::int64_t kGroupTiles = kGroup / kTileColumns;
+constexpr std::int64_t kStep = 4 * kGroup;  // columns that are decoded together
+constexpr std::int64_t kStepTiles = kStep / kTileColumns;
 constexpr std::int64_t kBlock = TileInputs::kBlock;
 constexpr std::int64_t kTileValues = kBlock * kTileColumns;
 constexpr std::int64_t kTokenBlock = 2 * kBlock;
@@ -34,11 +38,10 @@ constexpr float kActivationFactor = 0x1p105f;
 using Tile = std::uint16_t[kTileValues];  // 16 rows of 32: column pairs of 16 output rows
 using TilePair = Tile[2];                 // rows 0–15 and 16–31 of a panel
 using PanelTiles = TilePair[kStepTiles];  // by columns
-using TileSums = float[kTokenBlock][kPanelRows];
 
-static_assert(kPanelBlock == kStep);
+static_assert(kPanelBlock == kGroup && kTokenBlock == TileTask::kBlockRows);
 
-// ---- decoders: columns [32 k, 32 k + 32) of a group at `p` into tiles ----
+// ---- decoders: columns [32 k, 32 k + 32) of the `columns` of a panel into tiles ----
 
 __m512i load(const std::byte* p) { return _mm512_loadu_si512(p); }
 void store(std::uint16_t* tile, std::int64_t row, __m512i x) {
@@ -64,15 +67,15 @@ __m512i look_up(__m512i codes, __m256i table) {
 
 struct Nvfp4Tiles {
   static constexpr std::int64_t kChunkBytes = 576;  // 32 columns
-  static constexpr std::int64_t kStepBytes = kStepTiles * kChunkBytes;
+  static constexpr std::int64_t kTileBytes = kChunkBytes;
 
   // Weight times scale in FP16 is exact. Its bits, with the exponent moved into BF16's wider field,
   // are those of the product times 2^-112.
-  static void decode(const std::byte* p, std::int64_t k, std::int64_t, TilePair& tiles) {
+  static void decode(const Panel& panel, std::int64_t k, TilePair& tiles) {
     const __m256i table = _mm256_setr_epi16(  // 0, ½, 1, 1½, 2, 3, 4, 6 and their negatives
         0, 0x3800, 0x3C00, 0x3E00, 0x4000, 0x4200, 0x4400, 0x4600,  //
         -0x8000, -0x4800, -0x4400, -0x4200, -0x4000, -0x3E00, -0x3C00, -0x3A00);
-    p += k * kChunkBytes;
+    const std::byte* p = panel.data + k * kChunkBytes;
     for (std::int64_t block = 0; block < 2; ++block)
       for (std::int64_t half = 0; half < 2; ++half) {
         const __m512h scale = scales(p + 512 + block * kPanelRows + half * 16);
@@ -98,14 +101,14 @@ struct Nvfp4Tiles {
 
 struct Mxfp4Tiles {
   static constexpr std::int64_t kChunkBytes = 1088;  // 64 columns
-  static constexpr std::int64_t kStepBytes = kStepTiles / 2 * kChunkBytes;
+  static constexpr std::int64_t kTileBytes = kChunkBytes / 2;
 
   // Doubled weights; a power-of-two scale is added to the exponent of those that are not zero.
-  static void decode(const std::byte* p, std::int64_t k, std::int64_t, TilePair& tiles) {
+  static void decode(const Panel& panel, std::int64_t k, TilePair& tiles) {
     const __m256i table = _mm256_setr_epi16(  // 0, 1, 2, 3, 4, 6, 8, 12 and their negatives
         0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40C0, 0x4100, 0x4140,  //
         0, -0x4080, -0x4000, -0x3FC0, -0x3F80, -0x3F40, -0x3F00, -0x3EC0);
-    p += k / 2 * kChunkBytes;
+    const std::byte* p = panel.data + k / 2 * kChunkBytes;
     for (std::int64_t half = 0; half < 2; ++half) {
       const __m512i exponents = scale_exponents(p + 1024 + k % 2 * kPanelRows + half * 16);
       for (std::int64_t line = 0; line < 4; ++line)
@@ -133,13 +136,13 @@ void clear_from(TilePair& tiles, std::int64_t columns) {
 }
 
 struct Bf16Tiles {
-  static constexpr std::int64_t kStepBytes = kStep * 64;
+  static constexpr std::int64_t kTileBytes = kTileColumns * 64;
 
   // A column's dwords have rows n and n + 16; a tile's have two columns of a row.
-  static void decode(const std::byte* p, std::int64_t k, std::int64_t columns, TilePair& tiles) {
+  static void decode(const Panel& panel, std::int64_t k, TilePair& tiles) {
     constexpr __mmask32 kOdd = 0xAAAAAAAA;
-    const std::int64_t count = std::min(columns - k * kTileColumns, kTileColumns);
-    p += k * kTileColumns * 64;
+    const std::int64_t count = std::min(panel.cols - k * kTileColumns, kTileColumns);
+    const std::byte* p = panel.data + k * kTileBytes;
     for (std::int64_t c = 0; c < count; c += 2, p += 128) {
       const __m512i even = load(p);
       const __m512i odd = c + 1 < count ? load(p + 64) : _mm512_setzero_si512();
@@ -151,26 +154,39 @@ struct Bf16Tiles {
 };
 
 struct Fp8Tiles {
-  static constexpr std::int64_t kStepBytes = kStep * kPanelRows;
+  static constexpr std::int64_t kTileBytes = kTileColumns * kPanelRows;
 
-  static void decode(const std::byte* p, std::int64_t k, std::int64_t columns, TilePair& tiles) {
+  static void decode(const Panel& panel, std::int64_t k, TilePair& tiles) {
     const __m512i low0 = _mm512_load_si512(kFp8Tables.low);
     const __m512i low1 = _mm512_load_si512(kFp8Tables.low + 64);
     const __m512i high0 = _mm512_load_si512(kFp8Tables.high);
     const __m512i high1 = _mm512_load_si512(kFp8Tables.high + 64);
     const __m512i pairs = _mm512_load_si512(kFp8Pairs.order);
-    const std::int64_t count = std::min(columns - k * kTileColumns, kTileColumns);
-    p += k * kTileColumns * kPanelRows;
+    const __m512i exponent = scale_exponent(panel, k);
+    const std::int64_t count = std::min(panel.cols - k * kTileColumns, kTileColumns);
+    const std::byte* p = panel.data + k * kTileBytes;
     for (std::int64_t c = 0; c < count; c += 2, p += 64) {
       // An odd last column is followed by zeros (panel_matrix.h).
       const __m512i codes = _mm512_permutexvar_epi8(pairs, load(p));
       const __m512i low = _mm512_permutex2var_epi8(low0, codes, low1);
       const __m512i high = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(high0, codes, high1),
                                                      codes, _mm512_set1_epi8(-128), 0xF8);
-      store(tiles[0], c / 2, _mm512_unpacklo_epi8(low, high));
-      store(tiles[1], c / 2, _mm512_unpackhi_epi8(low, high));
+      store(tiles[0], c / 2, scaled(_mm512_unpacklo_epi8(low, high), exponent));
+      store(tiles[1], c / 2, scaled(_mm512_unpackhi_epi8(low, high), exponent));
     }
     clear_from(tiles, count);
+  }
+
+ private:
+  // What the block's scale, a power of two, adds to the exponents of weights that are not zero.
+  static __m512i scale_exponent(const Panel& panel, std::int64_t k) {
+    if (panel.block_scales == nullptr) return _mm512_setzero_si512();
+    std::uint32_t bits;
+    std::memcpy(&bits, panel.block_scales + k / kGroupTiles, 4);
+    return _mm512_set1_epi16(static_cast<short>((static_cast<int>(bits >> 23) - 127) * 128));
+  }
+  static __m512i scaled(__m512i value, __m512i exponent) {
+    return _mm512_maskz_add_epi16(_mm512_test_epi16_mask(value, value), value, exponent);
   }
 };
 
@@ -191,189 +207,161 @@ struct alignas(64) TileConfig {
 // The compiler does not know what tile instructions read: it must have written all of it before.
 void publish(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
-// sums = one or two blocks of activations · `count` tiles of columns of both halves of a panel.
+// Where the next activations are that will be multiplied, to be fetched into the L2 cache: so many
+// lines for every tile of columns, and where those of the next group are.
+struct Ahead {
+  const std::byte* data = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t lines = 0;
+};
+
+// Tiles 0–3 += one or two blocks of activations · one tile of columns of both halves of a panel.
 // Activations have kParts tiles for each of the weights'.
 template <int kParts, bool kTwo>
-void multiply(const std::uint16_t* x, const PanelTiles& tiles, int count, TileSums& sums) {
-  constexpr std::int64_t kNextBlock = kStepTiles * kParts * kTileValues;
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kTwo) {
+void multiply_tile(const std::uint16_t* x, const TilePair& weights) {
+  constexpr std::int64_t kNextBlock = kGroupTiles * kParts * kTileValues;
+  for (int part = 0; part < kParts; ++part, x += kTileValues) {
+    // Without a place in the L1 cache, which is for the weights: they are used again.
+    _tile_stream_loadd(4, x, 64);
+    if constexpr (kTwo) _tile_stream_loadd(5, x + kNextBlock, 64);
+    if (part == 0) {
+      _tile_loadd(6, weights[0], 64);
+      _tile_loadd(7, weights[1], 64);
+    }
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwo) {
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+}
+
+// sums += activations · `count` tiles of columns of a panel; or = for the first columns.
+template <int kParts, bool kTwo>
+void multiply(const TileInputs& inputs, std::int64_t row, std::int64_t group,
+              const PanelTiles& tiles, std::int64_t count, Ahead ahead, float* sums) {
+  constexpr std::int64_t kSums = kBlock * 16;
+  if (group == 0) {
+    _tile_zero(0);
+    _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-  }
-  for (int k = 0; k < count; ++k) {
-    _tile_loadd(6, tiles[k][0], 64);
-    _tile_loadd(7, tiles[k][1], 64);
-    for (int part = 0; part < kParts; ++part, x += kTileValues) {
-      _tile_loadd(4, x, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      if constexpr (kTwo) {
-        _tile_loadd(5, x + kNextBlock, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
+  } else {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + kSums, 64);
+    if constexpr (kTwo) {
+      _tile_loadd(2, sums + 2 * kSums, 64);
+      _tile_loadd(3, sums + 3 * kSums, 64);
     }
   }
-  constexpr std::size_t kSumBytes = kPanelRows * sizeof(float);
-  _tile_stored(0, sums[0], kSumBytes);
-  _tile_stored(1, sums[0] + 16, kSumBytes);
+  const auto fetch = [&](std::int64_t k) {
+    const std::byte* lines = ahead.data + k * ahead.lines * 64;
+    for (std::int64_t i = 0; i < ahead.lines; ++i)
+      _mm_prefetch(reinterpret_cast<const char*>(lines) + 64 * i, _MM_HINT_T1);
+  };
+  const std::uint16_t* x = inputs.tile_row(row, group);
+  const TilePair* weights = tiles;
+  for (; count >= kGroupTiles; count -= kGroupTiles) {
+#pragma GCC unroll 4
+    for (std::int64_t k = 0; k < kGroupTiles; ++k) {
+      multiply_tile<kParts, kTwo>(x + k * kParts * kTileValues, weights[k]);
+      fetch(k);
+    }
+    x += inputs.group_values();
+    weights += kGroupTiles;
+    ahead.data += ahead.stride;
+  }
+  for (std::int64_t k = 0; k < count; ++k)
+    multiply_tile<kParts, kTwo>(x + k * kParts * kTileValues, weights[k]);
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + kSums, 64);
   if constexpr (kTwo) {
-    _tile_stored(2, sums[16], kSumBytes);
-    _tile_stored(3, sums[16] + 16, kSumBytes);
+    _tile_stored(2, sums + 2 * kSums, 64);
+    _tile_stored(3, sums + 3 * kSums, 64);
   }
 }
 
-// Products that are to be added to the sums of a task.
-struct Pending {
-  std::int64_t token = 0, count = 0;
-  int panel = 0;
-  std::int64_t group = 0;
-};
-
-template <int kParts>
-void add_pending(const TileTask& task, const Pending& p, const TileSums& products) {
-  const Panel& panel = task.panels[p.panel];
-  __m512 scale = _mm512_set1_ps(panel.block_scales != nullptr ? panel.block_scales[p.group] : 1.0f);
-  for (std::int64_t t = 0; t < p.count; ++t) {
-    if constexpr (kParts == 1)
-      scale = _mm512_set1_ps(*task.x.scale(task.first_row + p.token + t, p.group));
-    float* sums = task.sums + (p.token + t) * kTileRows + p.panel * kPanelRows;
-    for (int half = 0; half < 2; ++half, sums += 16) {
-      const __m512 product = _mm512_load_ps(products[t] + 16 * half);
-      const __m512 before = p.group == 0 ? _mm512_setzero_ps() : _mm512_load_ps(sums);
-      _mm512_store_ps(sums, _mm512_fmadd_ps(product, scale, before));
-    }
-  }
-}
-
-void apply_row_scales(const TileTask& task, float factor) {
-  for (int p = 0; p < task.panel_count; ++p)
-    for (int half = 0; half < 2; ++half) {
-      __m512 scale = _mm512_set1_ps(factor);
-      const float* row_scales = task.panels[p].row_scales;
-      if (row_scales != nullptr)
-        scale = _mm512_mul_ps(scale, _mm512_loadu_ps(row_scales + 16 * half));
-      for (std::int64_t t = 0; t < task.tokens; ++t) {
-        float* sums = task.sums + t * kTileRows + p * kPanelRows + 16 * half;
-        _mm512_store_ps(sums, _mm512_mul_ps(_mm512_load_ps(sums), scale));
-      }
-    }
-}
-
-// Decodes tile k of a group and fetches what will be decoded a little later.
+// Decodes tile k of a panel and fetches what will be decoded a little later.
 template <class Weights>
-void decode(const std::byte* group, std::int64_t k, std::int64_t columns, TilePair& tiles) {
+void decode(const Panel& panel, std::int64_t k, TilePair& tiles) {
   constexpr std::int64_t kAhead = 4096;
-  const std::byte* p = group + k * Weights::kStepBytes / kStepTiles;
-  for (std::int64_t i = 0; i < Weights::kStepBytes / kStepTiles; i += 64)
+  const std::byte* p = panel.data + k * Weights::kTileBytes;
+  for (std::int64_t i = 0; i < Weights::kTileBytes; i += 64)
     _mm_prefetch(reinterpret_cast<const char*>(p) + kAhead + i, _MM_HINT_T0);
-  Weights::decode(group, k, columns, tiles);
-  publish(tiles);
+  Weights::decode(panel, k, tiles);
 }
 
-// A task in progress: products of the last tiles wait until the next ones are under way.
-template <class Weights, int kParts>
-class Product {
- public:
-  explicit Product(const TileTask& task) : task_(task) {
-    const TileConfig config(task.tokens);
-    publish(&config);
-    _tile_loadconfig(&config);
-  }
-
-  void run() {
-    for (std::int64_t c = 0, g = 0; c < task_.panels[0].cols; c += kStep, ++g) {
-      const std::int64_t rest = task_.panels[0].cols - c;
-      if (task_.tokens <= kBlock)
-        multiply_few(g, rest < kStep ? rest : kStep);
-      else
-        multiply_many(g, rest < kStep ? rest : kStep);
-    }
-    add_pending<kParts>(task_, pending_, products_[1 - buffer_]);
-    _tile_release();
-    apply_row_scales(task_, kParts == 1 ? 0.5f : 1.0f);
-  }
-
- private:
-  const std::byte* data(int p, std::int64_t g) const {
-    return task_.panels[p].data + g * Weights::kStepBytes;
-  }
-
-  void multiply_many(std::int64_t g, std::int64_t columns) {
-    const int count = static_cast<int>((columns + kTileColumns - 1) / kTileColumns);
-    for (int p = 0; p < task_.panel_count; ++p)
-      for (int k = 0; k < count; ++k) decode<Weights>(data(p, g), k, columns, tiles_[p][k]);
-    for (std::int64_t t = 0; t < task_.tokens; t += kTokenBlock)
-      for (int p = 0; p < task_.panel_count; ++p) {
-        const std::uint16_t* x = task_.x.tile_row(task_.first_row + t, g);
-        if (task_.tokens - t > kBlock)
-          multiply<kParts, true>(x, tiles_[p], count, products_[buffer_]);
-        else
-          multiply<kParts, false>(x, tiles_[p], count, products_[buffer_]);
-        finish(t, p, g);
-      }
-  }
-
-  // Weights are used once: the processor decodes a tile while it multiplies the one before.
-  void multiply_few(std::int64_t g, std::int64_t columns) {
-    constexpr std::size_t kSumBytes = kPanelRows * sizeof(float);
-    for (int p = 0; p < task_.panel_count; ++p) {
-      const std::uint16_t* x = task_.x.tile_row(task_.first_row, g);
-      _tile_zero(0);
-      _tile_zero(1);
-      for (std::int64_t k = 0; k * kTileColumns < columns; ++k) {
-        TilePair& tiles = tiles_[p][k];
-        decode<Weights>(data(p, g), k, columns, tiles);
-        _tile_loadd(6, tiles[0], 64);
-        _tile_loadd(7, tiles[1], 64);
-        for (int part = 0; part < kParts; ++part, x += kTileValues) {
-          _tile_loadd(4, x, 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-        }
-      }
-      _tile_stored(0, products_[buffer_][0], kSumBytes);
-      _tile_stored(1, products_[buffer_][0] + 16, kSumBytes);
-      finish(0, p, g);
-    }
-  }
-
-  // Adds the products before these: vector units work while the tiles do.
-  void finish(std::int64_t t, int p, std::int64_t g) {
-    add_pending<kParts>(task_, pending_, products_[1 - buffer_]);
-    pending_ = {t, std::min(task_.tokens - t, kTokenBlock), p, g};
-    buffer_ = 1 - buffer_;
-  }
-
-  alignas(64) PanelTiles tiles_[2];
-  alignas(64) TileSums products_[2];
-  const TileTask& task_;
-  Pending pending_;  // count 0: nothing yet
-  int buffer_ = 0;
-};
+// The share of one panel in fetching the next columns of a block of activations.
+template <int kParts>
+Ahead next_columns(const TileTask& task, std::int64_t row, std::int64_t group, int panel) {
+  constexpr std::int64_t kTileLines = 2 * kTileValues * kParts * 2 / 64;  // of two blocks
+  if ((group + kStep / kGroup) * kGroup >= task.panels[0].cols) return {};
+  const std::int64_t lines = (kTileLines + task.panel_count - 1) / task.panel_count;
+  const std::uint16_t* x = task.x.tile_row(task.first_row + row, group + kStep / kGroup);
+  return {.data = reinterpret_cast<const std::byte*>(x) + panel * lines * kGroupTiles * 64,
+          .stride = task.x.group_values() * 2,
+          .lines = lines};
+}
 
 template <class Weights, int kParts>
 void tile_product(const TileTask& task) {
-  Product<Weights, kParts>(task).run();
+  const TileConfig config(task.tokens);
+  publish(&config);
+  _tile_loadconfig(&config);
+  alignas(64) PanelTiles tiles;
+  const std::int64_t all = (task.panels[0].cols + kTileColumns - 1) / kTileColumns;
+  for (std::int64_t first = 0; first < all; first += kStepTiles) {
+    const std::int64_t count = std::min(all - first, kStepTiles), group = first / kGroupTiles;
+    for (int p = 0; p < task.panel_count; ++p) {
+      for (std::int64_t k = 0; k < count; ++k) decode<Weights>(task.panels[p], first + k, tiles[k]);
+      publish(tiles);
+      for (std::int64_t t = 0; t < task.tokens; t += kTokenBlock) {
+        const Ahead ahead = next_columns<kParts>(task, t, group, p);
+        const auto product =
+            task.tokens - t > kBlock ? multiply<kParts, true> : multiply<kParts, false>;
+        product(task.x, task.first_row + t, group, tiles, count, ahead, task.block_sums(t, p));
+      }
+    }
+  }
+  _tile_release();
+  publish(task.sums);
+}
+
+// `factor` undoes the doubling of weights.
+template <int kParts>
+void tile_row(const TileTask& task, std::int64_t t, float* out) {
+  constexpr float kFactor = kParts == 1 ? 0.5f : 1.0f;
+  const __m512 row_factor = _mm512_set1_ps(kParts == 1 ? *task.x.scale(task.first_row + t) : 1.0f);
+  for (int p = 0; p < task.panel_count; ++p) {
+    const float* sums =
+        task.block_sums(t, p) + t % kTokenBlock / kBlock * 2 * kBlock * 16 + t % kBlock * 16;
+    for (int half = 0; half < 2; ++half, sums += kBlock * 16, out += 16) {
+      __m512 scale = _mm512_set1_ps(kFactor);
+      const float* row_scales = task.panels[p].row_scales;
+      if (row_scales != nullptr)
+        scale = _mm512_mul_ps(scale, _mm512_loadu_ps(row_scales + 16 * half));
+      _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_mul_ps(_mm512_load_ps(sums), row_factor), scale));
+    }
+  }
 }
 
 // ---- activations ----
 
 void expand_int8(PanelFormat format, const Int8Activations* x, std::int64_t groups,
                  const TileInputs& inputs, std::int64_t row) {
-  const __m512 factor = _mm512_set1_ps(format == PanelFormat::kNvfp4 ? kActivationFactor : 1.0f);
+  const float factor = format == PanelFormat::kNvfp4 ? kActivationFactor : 1.0f;
   const __m256i order = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  *inputs.scale(row) = x[0].row_scale;
   for (std::int64_t g = 0; g < groups; ++g) {
-    *inputs.scale(row, g) = x[g].scale;
     std::uint16_t* out = inputs.tile_row(row, g);
     for (std::int64_t c = 0; c < kInt8Group; c += kTileColumns, out += kTileValues) {
+      const __m512 scale = _mm512_set1_ps(x[g].scales[c / kInt8Chunk] * factor);
       const __m256i bytes = _mm256_shuffle_epi8(
           _mm256_load_si256(reinterpret_cast<const __m256i*>(x[g].values + c)), order);
       const auto floats = [&](__m128i part) {
-        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(part)), factor);
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(part)), scale);
       };
       const __m512bh both = _mm512_cvtne2ps_pbh(floats(_mm256_extracti128_si256(bytes, 1)),
                                                 floats(_mm256_castsi256_si128(bytes)));
@@ -384,7 +372,7 @@ void expand_int8(PanelFormat format, const Int8Activations* x, std::int64_t grou
 
 // x as two BF16 values, 16 at a time. What is left of an infinity would be NaN.
 void split_floats(const float* x, std::int64_t n, const TileInputs& inputs, std::int64_t row) {
-  const std::int64_t padded = (n + kStep - 1) / kStep * kStep;
+  const std::int64_t padded = (n + kGroup - 1) / kGroup * kGroup;
   for (std::int64_t c = 0; c < padded; c += 16) {
     const std::int64_t rest = n - c;
     const auto mask = static_cast<__mmask16>(rest >= 16 ? 0xFFFF : rest > 0 ? (1 << rest) - 1 : 0);
@@ -398,8 +386,8 @@ void split_floats(const float* x, std::int64_t n, const TileInputs& inputs, std:
     constexpr int kInfinities = 0x18;
     const __mmask16 finite = static_cast<__mmask16>(~_mm512_fpclass_ps_mask(value, kInfinities));
     const __m256bh second = _mm512_cvtneps_pbh(_mm512_maskz_sub_ps(finite, all, value));
-    std::uint16_t* out = inputs.tile_row(row, c / kStep) +
-                         c % kStep / kTileColumns * 2 * kTileValues + c % kTileColumns;
+    std::uint16_t* out = inputs.tile_row(row, c / kGroup) +
+                         c % kGroup / kTileColumns * 2 * kTileValues + c % kTileColumns;
     _mm256_store_si256(reinterpret_cast<__m256i*>(out), reinterpret_cast<const __m256i&>(first));
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + kTileValues),
                        reinterpret_cast<const __m256i&>(second));
@@ -413,7 +401,8 @@ void fill_amx_kernels(CpuKernels& k) {
   k.isa = CpuIsa::kAmx;
   k.int8_tiles[at(PanelFormat::kNvfp4)] = tile_product<Nvfp4Tiles, 1>;
   k.int8_tiles[at(PanelFormat::kMxfp4)] = tile_product<Mxfp4Tiles, 1>;
-  k.int8_tile_tokens = 32;
+  k.int8_tile_tokens = 16;
+  k.int8_tile_row = tile_row<1>;
   k.expand_int8 = expand_int8;
 }
 
@@ -422,6 +411,7 @@ void fill_amx_linear_kernels(CpuKernels& k) {
   k.isa = CpuIsa::kAmxLinears;
   k.float_tiles[at(PanelFormat::kBf16)] = tile_product<Bf16Tiles, 2>;
   k.float_tiles[at(PanelFormat::kFp8)] = tile_product<Fp8Tiles, 2>;
+  k.float_tile_row = tile_row<2>;
   k.split_floats = split_floats;
 }
 

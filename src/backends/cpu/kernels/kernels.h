@@ -18,9 +18,10 @@ inline constexpr std::int64_t kPanelRows = 32;
 inline constexpr std::int64_t kPanelBlock = 128;
 /// Columns that share one integer sum: an NVFP4 block.
 inline constexpr std::int64_t kInt8Block = 16;
-/// Columns whose integer sums, times their scales, are added before they join the running sum.
+/// Columns that share one scale of int8 activations and whose products are added, exactly as a
+/// rule, before they join the running sum. docs/numerics.md has the measurement.
 inline constexpr std::int64_t kInt8Chunk = 32;
-/// Columns that share one scale of int8 activations. docs/numerics.md has the measurement.
+/// Columns that one Int8Activations holds.
 inline constexpr std::int64_t kInt8Group = 128;
 
 enum class PanelFormat : std::uint8_t { kF32, kF16, kBf16, kFp8, kNvfp4, kMxfp4 };
@@ -34,13 +35,15 @@ struct Panel {
   const float* row_scales = nullptr;    ///< [32]; results are multiplied by them
 };
 
-/// 128 consecutive activations of a row as int8: x[c] ≈ values[c] · scale; columns that the row
-/// does not have are 0. An offset is −12 times the sum of a block's values: weight codes are
-/// multiplied as 2w + 12.
+/// 128 consecutive activations of a row as int8: x[c] ≈ values[c] · scales[c / 32] · row_scale;
+/// columns that the row does not have are 0. Scales are powers of two, those of 32 columns between
+/// 2^-24 and 1, so that values times scales are exact in BF16 and far from FP32's limits. An offset
+/// is −12 times the sum of a block's values: weight codes are multiplied as 2w + 12.
 struct alignas(64) Int8Activations {
   std::int8_t values[kInt8Group];
   std::int32_t offsets[kInt8Group / kInt8Block];
-  float scale;
+  float scales[kInt8Group / kInt8Chunk];
+  float row_scale;  ///< the same in all groups of a row; NaN where the row has no finite maximum
 };
 
 /// out[t][n] = Σ_c W[n][c] x[t][c] for the panel's 32 rows n and a fixed number of tokens t.
@@ -48,22 +51,18 @@ using FloatProduct = void (*)(const Panel& panel, const float* const* x, float* 
 using Int8Product = void (*)(const Panel& panel, const Int8Activations* const* x,
                              float* const* out);
 
-/// Most rows of activations of one TileTask, and output rows of its sums.
-inline constexpr std::int64_t kTileTokens = 512;
-inline constexpr std::int64_t kTileRows = 2 * kPanelRows;
-
 /// Rows of activations as matrix tiles take them: tiles of 16 rows and 32 columns of BF16. Int8
-/// activations are integers times the scale of their group of 128 columns. FP32 ones are the sum of
-/// two BF16 values, a tile of the first parts before one of the second.
+/// activations are integers times the scale of their 32 columns. FP32 ones are the sum of two BF16
+/// values, a tile of the first parts before one of the second.
 ///
-/// For each group, padded with zeros, the blocks of 16 rows follow each other, for each block the
-/// tiles of the group: the order in which products read them. Rows that nobody set may be anything.
+/// For each group of 128 columns, padded with zeros, the blocks of 16 rows follow each other, for
+/// each block the tiles of the group. Rows that nobody set may be anything.
 struct TileInputs {
   static constexpr std::int64_t kBlock = 16;
   static constexpr std::int64_t kColumns = 32;
 
   std::uint16_t* values = nullptr;  ///< on a cache line
-  float* scales = nullptr;          ///< [groups, 16 blocks], of int8 activations
+  float* scales = nullptr;          ///< [16 blocks], row scales of int8 activations
   std::int64_t blocks = 0;
   int parts = 1;  ///< BF16 values for each activation
 
@@ -74,22 +73,36 @@ struct TileInputs {
     return values + group * group_values() + row / kBlock * block_values() +
            row % kBlock * kColumns;
   }
-  float* scale(std::int64_t row, std::int64_t group) const {
-    return scales + group * blocks * kBlock + row;
-  }
+  float* scale(std::int64_t row) const { return scales + row; }
 };
 
-/// sums[t][32 i + n] = row n of panel i · row first_row + t of x, for one or two panels of one
-/// format with as many columns.
+/// Most rows of activations of one TileTask, and most output rows.
+inline constexpr std::int64_t kTileTokens = 512;
+inline constexpr std::int64_t kTileRows = 8 * kPanelRows;
+
+/// Products of up to eight panels, of one format and with as many columns, with rows
+/// [first_row, first_row + tokens) of x.
 struct TileTask {
-  Panel panels[2];
+  /// Rows of activations that are multiplied together. Their sums with a panel are four tiles: of
+  /// the first 16 of them with the panel's first and last 16 rows, then of the last 16.
+  static constexpr std::int64_t kBlockRows = 32;
+
+  Panel panels[kTileRows / kPanelRows];
   int panel_count = 0;
   TileInputs x;
   std::int64_t first_row = 0;  ///< a multiple of 16
   std::int64_t tokens = 0;     ///< at most kTileTokens
-  float* sums = nullptr;       ///< [tokens, 64], on a cache line
+  float* sums = nullptr;       ///< room for kTileTokens · kTileRows, on a cache line
+
+  float* block_sums(std::int64_t token, int panel) const {
+    return sums + (token / kBlockRows * panel_count + panel) * kBlockRows * kPanelRows;
+  }
 };
+/// Computes the sums of a task.
 using TileProduct = void (*)(const TileTask& task);
+/// out[32 i + n] = row n of panel i · row first_row + t of x: row t of the sums, times their
+/// scales.
+using TileRow = void (*)(const TileTask& task, std::int64_t t, float* out);
 
 /// Attention of `heads` queries of one token over the same keys (which are the values, too).
 struct AttendTask {
@@ -116,9 +129,12 @@ struct CpuKernels {
 
   /// Products on matrix tiles, by format; null where there are none. `int8_tiles` have the bits of
   /// the int8 products for panels with exact chunks (panel_matrix.h) and pay from
-  /// `int8_tile_tokens` rows on; `float_tiles` serve any number of rows.
+  /// `int8_tile_tokens` rows on; `float_tiles` serve any number of rows, and block scales that are
+  /// powers of two.
   TileProduct int8_tiles[kPanelFormats] = {};
   TileProduct float_tiles[kPanelFormats] = {};
+  TileRow int8_tile_row = nullptr;
+  TileRow float_tile_row = nullptr;
   std::int64_t int8_tile_tokens = 0;
   /// Sets a row of the inputs of the int8_tiles of `format`.
   void (*expand_int8)(PanelFormat format, const Int8Activations* x, std::int64_t groups,
@@ -127,7 +143,7 @@ struct CpuKernels {
   void (*split_floats)(const float* x, std::int64_t n, const TileInputs& inputs,
                        std::int64_t row) = nullptr;
 
-  /// Rounds a row to int8, ⌈n / 128⌉ groups; n is a multiple of 16. The plain definition is
+  /// Rounds a row to int8, ⌈n / 128⌉ groups; n is a multiple of 16. The definition is
   /// int8_quantise_row() in activation_quant.h.
   void (*quantise_int8)(const float* x, std::int64_t n, Int8Activations* out) = nullptr;
 

@@ -2,6 +2,7 @@
 #include "backends/cpu/kernels/panel_matrix.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -150,6 +151,13 @@ float scale_at(const QuantMatrix& w, std::int64_t i) {
   }
 }
 
+// Small enough that products with E4M3 values stay far from the limits of BF16's range.
+bool is_small_power_of_two(float x) {
+  constexpr int kMost = 64;
+  int exponent;
+  return std::frexp(x, &exponent) == 0.5f && std::abs(exponent - 1) <= kMost;
+}
+
 }  // namespace
 
 PanelMatrix::PanelMatrix(const QuantMatrix& w)
@@ -176,6 +184,8 @@ void PanelMatrix::set_scales(const QuantMatrix& w) {
       for (std::int64_t p = 0; p < panels(); ++p)
         for (std::int64_t b = 0; b < blocks_; ++b)
           block_scales_.push_back(scale_at(w, p * kPanelRows / kFp8Block * blocks_ + b) * fp8);
+      exact_block_scales_ =
+          std::all_of(block_scales_.begin(), block_scales_.end(), is_small_power_of_two);
       return;
     case WeightFormat::kFp8Row:
     case WeightFormat::kFp8Tensor:

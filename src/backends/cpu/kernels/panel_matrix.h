@@ -42,6 +42,9 @@ class PanelMatrix {
     return is_4bit() && exact_chunks_[static_cast<std::size_t>(p)] != 0;
   }
 
+  /// Can BF16 hold the weights times the scales of their blocks? Always true without such scales.
+  bool has_exact_block_scales() const { return exact_block_scales_; }
+
   /// Packs `w` into memory at `data`, panel p at p · stride; `stride` is at least panel_bytes().
   void pack(const QuantMatrix& w, std::byte* data, std::int64_t stride, ThreadPool& pool);
 
@@ -66,6 +69,7 @@ class PanelMatrix {
   std::vector<float> block_scales_;         // [panels, blocks_]
   std::vector<float> row_scales_;           // [panels, 32]
   std::vector<std::uint8_t> exact_chunks_;  // [panels], of the 4-bit formats
+  bool exact_block_scales_ = true;
 };
 
 }  // namespace quatrain

@@ -9,6 +9,15 @@
 
 namespace quatrain {
 
+/// Row t of a task's sums, times their scales, of which the matrix has only the first `rows`.
+inline void store_tile_row(TileRow tile_row, const TileTask& task, std::int64_t t,
+                           std::int64_t rows, float* out) {
+  if (rows >= task.panel_count * kPanelRows) return tile_row(task, t, out);
+  alignas(64) float row[kTileRows];
+  tile_row(task, t, row);
+  std::copy_n(row, rows, out);
+}
+
 /// The rows of a panel that are wanted.
 struct PanelRows {
   std::int64_t first = 0;

@@ -49,6 +49,9 @@ struct Results {
   Results() {
     unroll<kTokens>([&](auto t) { unroll<kVectors>([&](auto v) { total[t][v] = Simd::zero(); }); });
   }
+  void scale(int t, float factor) {
+    unroll<kVectors>([&](auto v) { total[t][v] = Simd::mul(total[t][v], Simd::set(factor)); });
+  }
   void store(const Panel& panel, float factor, float* const* out) const {
     unroll<kVectors>([&](auto v) {
       F scale = Simd::set(factor);
@@ -149,10 +152,11 @@ struct Mxfp4 {
 };
 
 // Activations are loaded again for the next rows, which costs nothing; kept in registers from one
-// vector of rows to the next, they would crowd out the results.
-template <int kTokens>
-void reload_activations() {
-  if constexpr (kTokens > 2) __asm__ volatile("" ::: "memory");
+// vector of rows to the next, they would crowd out the results. So the compiler must not know that
+// these pointers stay what they are.
+template <int kTokens, class X>
+void reload_activations(const X** x) {
+  if constexpr (kTokens > 2) unroll<kTokens>([&](auto t) { __asm__ volatile("" : "+r"(x[t])); });
 }
 
 // Codes and scales of one block of a chunk of two.
@@ -173,7 +177,7 @@ struct BlockData {
 
 // sums += the product of one vector of rows with nibble kNibble of `codes`.
 template <int kNibble, int kTokens>
-void add_nibble(Simd::Codes codes, const float* const* x, std::int64_t column, F* sums) {
+void add_nibble(Simd::Codes codes, const float** x, std::int64_t column, F* sums) {
   const F w = Simd::decode_nibble<kNibble>(codes);
   constexpr int kColumn = kNibble / 2 + 4 * (kNibble % 2);
   unroll<kTokens>(
@@ -181,7 +185,7 @@ void add_nibble(Simd::Codes codes, const float* const* x, std::int64_t column, F
 }
 
 template <class Format, int kTokens>
-void add_nibble_block(const BlockData<Format>& data, std::int64_t b, const float* const* x,
+void add_nibble_block(const BlockData<Format>& data, std::int64_t b, const float** x,
                       Results<kTokens>& results) {
   unroll<kVectors>([&](auto v) {
     F sums[kTokens];
@@ -194,13 +198,15 @@ void add_nibble_block(const BlockData<Format>& data, std::int64_t b, const float
     const F scale = Format::scales(data.scales + v * Simd::kLanes);
     unroll<kTokens>(
         [&](auto t) { results.total[t][v] = Simd::fma(sums[t], scale, results.total[t][v]); });
-    reload_activations<kTokens>();
+    reload_activations<kTokens>(x);
   });
 }
 
 template <class Format, int kTokens>
-QT_FLATTEN void nibble_product(const Panel& panel, const float* const* x, float* const* out) {
+QT_FLATTEN void nibble_product(const Panel& panel, const float* const* inputs, float* const* out) {
   Results<kTokens> results;
+  const float* x[kTokens];
+  unroll<kTokens>([&](auto t) { x[t] = inputs[t]; });
   using Data = BlockData<Format>;
   const std::int64_t blocks = panel.cols / Format::kBlock;
   const std::byte* chunk = panel.data;
@@ -212,15 +218,23 @@ QT_FLATTEN void nibble_product(const Panel& panel, const float* const* x, float*
   results.store(panel, 1.0f, out);
 }
 
-// sums[t] += 32 columns from block `first` of the chunk on, for one vector of rows: the blocks'
-// integer sums times their scales, added to each other first. So matrix units, which have FP32 sums
-// over 32 columns, can give the same bits where those are exact (PanelMatrix::has_exact_chunks).
+// Vectors of one value per token. Returned as a whole: what is reached by pointers is stored again
+// and again for fear that the assembly of dot_block() might read it.
+template <int kTokens>
+struct TokenVectors {
+  F of[kTokens];
+};
+
+// 32 columns from block `first` of the chunk on, for one vector of rows: the blocks' integer sums
+// times their scales, added to each other. They join the running sum after that, times the
+// activations' scale, so that matrix units, which have FP32 sums over 32 columns, can give the same
+// bits where those are exact (PanelMatrix::has_exact_chunks).
 template <class Format, int kTokens>
-void add_int8_columns(const std::byte* chunk, int first, int v, const Int8Activations* const* x,
-                      std::int64_t column, F* sums) {
+TokenVectors<kTokens> int8_columns(const std::byte* chunk, int first, int v,
+                                   const Int8Activations* const* x, std::int64_t column) {
   constexpr int kBlocks = static_cast<int>(kInt8Chunk) / Format::kBlock;
   constexpr int kParts = Format::kBlock / static_cast<int>(kInt8Block);
-  F products[kTokens];
+  TokenVectors<kTokens> products;
   unroll<kBlocks>([&](auto b) {
     const BlockData<Format> data(chunk, first + b);
     Simd::Weights w[4 * kParts];
@@ -236,11 +250,11 @@ void add_int8_columns(const std::byte* chunk, int first, int v, const Int8Activa
       unroll<kParts>(
           [&](auto i) { sum = Simd::dot_block(w + 4 * i, values + i * kInt8Block, sum); });
       const F value = Simd::to_float(sum);
-      products[t] = b == 0 ? Simd::mul(value, scale) : Simd::fma(value, scale, products[t]);
+      F& product = products.of[t];
+      product = b == 0 ? Simd::mul(value, scale) : Simd::fma(value, scale, product);
     });
   });
-  unroll<kTokens>([&](auto t) { sums[t] = Simd::add(sums[t], products[t]); });
-  reload_activations<kTokens>();
+  return products;
 }
 
 template <class Format, int kTokens>
@@ -255,36 +269,40 @@ QT_FLATTEN void int8_product(const Panel& panel, const Int8Activations* const* x
   for (std::int64_t begin = 0; begin < panel.cols; begin += kInt8Group) {
     const std::int64_t rest = panel.cols - begin;
     const std::int64_t end = rest < kInt8Group ? rest : kInt8Group;
-    // Few tokens: chunk by chunk, as the data lies. Many: one vector of rows at a time, whose sums
-    // fit the registers.
-    constexpr int kTogether = kTokens <= 2 ? kVectors : 1;
+    // Chunk by chunk, as the data lies, where the totals of all vectors of rows fit the registers;
+    // otherwise one vector at a time.
+    constexpr int kTogether = kTokens <= Simd::kInt8TogetherTokens ? kVectors : 1;
     const std::byte* next = chunk;
     unroll<kVectors / kTogether>([&](auto part) {
-      F sums[kTogether][kTokens];
-      unroll<kTogether>(
-          [&](auto i) { unroll<kTokens>([&](auto t) { sums[i][t] = Simd::zero(); }); });
+      TokenVectors<kTokens> totals[kTogether];
+      unroll<kTogether>([&](auto j) {
+        unroll<kTokens>([&](auto t) { totals[j].of[t] = results.total[t][part * kTogether + j]; });
+      });
       next = chunk;
       for (std::int64_t c = 0; c < end; c += kChunkColumns, next += Data::kChunkBytes) {
         if constexpr (part == 0) prefetch<static_cast<int>(Data::kChunkBytes / 64)>(next);
         unroll<kChunkColumns / kInt8Chunk>([&](auto i) {
           constexpr int kFirst = i * static_cast<int>(kInt8Chunk) / Format::kBlock;
           unroll<kTogether>([&](auto j) {
-            add_int8_columns<Format, kTokens>(next, kFirst, part * kTogether + j, group,
-                                              c + i * kInt8Chunk, sums[j]);
+            const std::int64_t column = c + i * kInt8Chunk;
+            const TokenVectors<kTokens> products =
+                int8_columns<Format, kTokens>(next, kFirst, part * kTogether + j, group, column);
+            unroll<kTokens>([&](auto t) {
+              const F scale = Simd::set(group[t]->scales[column / kInt8Chunk]);
+              totals[j].of[t] = Simd::fma(products.of[t], scale, totals[j].of[t]);
+            });
+            reload_activations<kTokens>(group);
           });
         });
       }
       unroll<kTogether>([&](auto j) {
-        constexpr int v = part * kTogether + j;
-        unroll<kTokens>([&](auto t) {
-          results.total[t][v] =
-              Simd::fma(sums[j][t], Simd::set(group[t]->scale), results.total[t][v]);
-        });
+        unroll<kTokens>([&](auto t) { results.total[t][part * kTogether + j] = totals[j].of[t]; });
       });
     });
     chunk = next;
     unroll<kTokens>([&](auto t) { ++group[t]; });
   }
+  unroll<kTokens>([&](auto t) { results.scale(t, x[t]->row_scale); });
   results.store(panel, 0.5f, out);  // weights were doubled
 }
 

@@ -180,35 +180,83 @@ void pool(const float* const* values, const float* const* scores, std::int64_t c
   });
 }
 
-// ---- int8 activations ----
+// ---- int8 activations: the bits of int8_quantise_row() in activation_quant.cpp ----
+
+// The biased exponent of the largest magnitude. Magnitudes compare as integers, and infinity and
+// NaN are above all others.
+std::int32_t largest_exponent(const float* x, std::int64_t n) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, x + i, 4);
+    bits &= 0x7FFFFFFFu;
+    largest = largest > bits ? largest : bits;
+  }
+  return static_cast<std::int32_t>(largest >> 23);
+}
+
+float power_of_two(std::int32_t biased_exponent) {
+  const std::int32_t bits = biased_exponent << 23;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// values = x · inverse to nearest, limited to ±127; returns their sum.
+std::int32_t quantise_int8_block(const float* x, float inverse, std::int8_t* values) {
+  constexpr float kShift = 12582912.0f;  // 1.5 · 2^23: an integer added to it is added to its bits
+  constexpr std::int32_t kShiftBits = 0x4B400000;
+  float shifted[kInt8Block];
+  for (std::int64_t i = 0; i < kInt8Block; i += kLanes) {
+    const F scaled = Simd::mul(Simd::load(x + i), Simd::set(inverse));
+    const F limited = Simd::min(Simd::set(127.0f), Simd::max(Simd::set(-127.0f), scaled));
+    Simd::store(shifted + i, Simd::add(limited, Simd::set(kShift)));
+  }
+  std::int32_t integers[kInt8Block];
+  std::memcpy(integers, shifted, sizeof integers);
+  std::int32_t sum = 0;
+  for (int i = 0; i < static_cast<int>(kInt8Block); ++i) sum += integers[i] -= kShiftBits;
+  for (int i = 0; i < static_cast<int>(kInt8Block); ++i)
+    values[i] = static_cast<std::int8_t>(integers[i]);
+  return sum;
+}
+
+// `count` columns, up to a group, of a row: `row` is its exponent, `least` that of its scales.
+template <class S = Simd>
+void quantise_int8_group(const float* x, std::int64_t count, std::int32_t row, std::int32_t least,
+                         Int8Activations* out) {
+  if constexpr (S::kQuantisesGroups)
+    if (count == kInt8Group) return S::quantise_int8_group(x, row, least, out);
+  if (count < kInt8Group) std::memset(out, 0, sizeof *out);
+  for (std::int64_t c = 0; c < kInt8Group; c += kInt8Chunk) {
+    float& scale = out->scales[c / kInt8Chunk];
+    scale = 1;
+    if (c >= count) continue;
+    const std::int64_t size = count - c < kInt8Chunk ? count - c : kInt8Chunk;
+    const std::int32_t largest = largest_exponent(x + c, size);
+    const std::int32_t exponent = largest > least ? largest : least;
+    scale = power_of_two(127 + exponent - row);
+    const float inverse = power_of_two(2 * 127 + 6 - exponent);
+    for (std::int64_t b = c; b < c + size; b += kInt8Block)
+      out->offsets[b / kInt8Block] = -12 * quantise_int8_block(x + b, inverse, out->values + b);
+  }
+}
 
 void quantise_int8(const float* x, std::int64_t n, Int8Activations* out) {
+  constexpr std::int32_t kLeast = 27, kSpread = 24, kNotFinite = 255;
+  const auto larger = [](std::int32_t a, std::int32_t b) { return a > b ? a : b; };
+  const std::int32_t row = larger(largest_exponent(x, n), kLeast);
+  const std::int32_t least = larger(row - kSpread, kLeast);
   for (std::int64_t begin = 0; begin < n; begin += kInt8Group, ++out) {
     const std::int64_t count = n - begin < kInt8Group ? n - begin : kInt8Group;
-    // Magnitudes compare as integers, and a NaN is above them all: it spreads to the scale.
-    std::uint32_t largest = 0;
-    for (std::int64_t i = 0; i < count; ++i) {
-      std::uint32_t bits;
-      std::memcpy(&bits, x + begin + i, 4);
-      bits &= 0x7FFFFFFFu;
-      largest = largest > bits ? largest : bits;
+    if (row == kNotFinite) {
+      std::memset(out, 0, sizeof *out);
+      for (float& scale : out->scales) scale = 1;
+      out->row_scale = __builtin_nanf("");
+      continue;
     }
-    float amax;
-    std::memcpy(&amax, &largest, 4);
-    const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax;
-    if (count < kInt8Group) std::memset(out, 0, sizeof *out);
-    for (std::int64_t b = 0; b < count; b += kInt8Block) {
-      std::int32_t sum = 0;
-      for (std::int64_t i = b; i < b + kInt8Block; ++i) {
-        const float shifted = x[begin + i] * inverse + 12582912.0f;  // 1.5 · 2^23: to an integer
-        std::uint32_t bits;
-        std::memcpy(&bits, &shifted, 4);
-        out->values[i] = static_cast<std::int8_t>(bits & 255u);
-        sum += out->values[i];
-      }
-      out->offsets[b / kInt8Block] = -12 * sum;
-    }
-    out->scale = amax / 127.0f;
+    quantise_int8_group(x + begin, count, row, least, out);
+    out->row_scale = power_of_two(row - 6);
   }
 }
 

@@ -16,6 +16,8 @@ struct Simd {
   static constexpr int kChains = 1;     // four vectors of rows are chains enough
   static constexpr int kFloatTile = 2;  // 2 tokens · 4 vectors = 8 of 16 registers
   static constexpr int kInt8Tile = 4;
+  static constexpr int kInt8TogetherTokens = 1;
+  static constexpr bool kQuantisesGroups = false;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set(float x) { return _mm256_set1_ps(x); }

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "backends/cpu/kernels/fp8_tables.h"
+#include "backends/cpu/kernels/kernels.h"
 
 namespace quatrain {
 namespace {
@@ -19,6 +20,8 @@ struct Simd {
   static constexpr int kChains = 2;     // running sums per output: hides the latency of FMA
   static constexpr int kFloatTile = 6;  // 6 tokens · 2 vectors · 2 chains = 24 registers
   static constexpr int kInt8Tile = 8;
+  static constexpr int kInt8TogetherTokens = 8;
+  static constexpr bool kQuantisesGroups = true;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set(float x) { return _mm512_set1_ps(x); }
@@ -161,6 +164,38 @@ struct Simd {
       __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w[i]), "m"(four(x + 4 * i)));
     return sum;
   }
+  /// 128 columns of a row: values, offsets and scales. `row` is the biased exponent of the row's
+  /// largest magnitude, `least` the least of its scales.
+  static void quantise_int8_group(const float* x, std::int32_t row, std::int32_t least,
+                                  Int8Activations* out) {
+    const __m128i exponents =
+        _mm_max_epi32(_mm_srli_epi32(largest_of_chunks(x), 23), _mm_set1_epi32(least));
+    const auto power = [](__m128i biased) { return _mm_castsi128_ps(_mm_slli_epi32(biased, 23)); };
+    _mm_storeu_ps(out->scales, power(_mm_add_epi32(exponents, _mm_set1_epi32(127 - row))));
+    float inverses[4];
+    _mm_storeu_ps(inverses, power(_mm_sub_epi32(_mm_set1_epi32(2 * 127 + 6), exponents)));
+    for (int half = 0; half < 2; ++half, x += 64) {
+      const auto quarter = [&](int i) {
+        const F scaled = mul(load(x + 16 * i), set(inverses[2 * half + i / 2]));
+        const F limited = min(set(127.0f), max(set(-127.0f), scaled));
+        return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(limited));  // to nearest, ties to even
+      };
+      const __m256i low =
+          _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(0)), quarter(1), 1);
+      const __m256i high =
+          _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(2)), quarter(3), 1);
+      const __m512i values = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+      _mm512_store_si512(out->values + 64 * half, values);
+      // Sums of four, then of all 16 of a block in each dword of its 128 bits.
+      __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(12), values);
+      sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_CDAB));
+      sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
+      const __m512i firsts = _mm512_permutexvar_epi32(
+          _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12), sums);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out->offsets + 4 * half),
+                       _mm_sub_epi32(_mm_setzero_si128(), _mm512_castsi512_si128(firsts)));
+    }
+  }
   static Sum set_sum(std::int32_t x) { return _mm512_set1_epi32(x); }
   static F to_float(Sum x) { return _mm512_cvtepi32_ps(x); }
 
@@ -172,6 +207,24 @@ struct Simd {
     const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
     return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
                          _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+  }
+  // The bits of the largest magnitude of each 32 of 128 columns. As integers they compare alike.
+  static __m128i largest_of_chunks(const float* x) {
+    __m512i m[4];
+    for (int i = 0; i < 4; ++i)
+      m[i] = _mm512_max_epu32(magnitudes(x + 32 * i), magnitudes(x + 32 * i + 16));
+    // Into one dword of each 128 bits per chunk, then over the 128 bits.
+    const __m512i a =
+        _mm512_max_epu32(_mm512_unpacklo_epi32(m[0], m[1]), _mm512_unpackhi_epi32(m[0], m[1]));
+    const __m512i b =
+        _mm512_max_epu32(_mm512_unpacklo_epi32(m[2], m[3]), _mm512_unpackhi_epi32(m[2], m[3]));
+    const __m512i all = _mm512_max_epu32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i half =
+        _mm256_max_epu32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  }
+  static __m512i magnitudes(const float* x) {
+    return _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi32(0x7FFFFFFF));
   }
   using Four __attribute__((may_alias)) = std::int32_t;
   static const Four& four(const std::int8_t* x) { return *reinterpret_cast<const Four*>(x); }
