@@ -30,7 +30,7 @@ TEST(ExpertsFp8Layout, WordsHaveTheColumnsOfTheInputs) {
   for (int row = 0; row < 16; ++row)
     for (int col = 0; col < 16; ++col) {
       const cuda::CodePlace place = cuda::code_place(shape, row, col);
-      const int lane = static_cast<int>(place.word / 16);
+      const int lane = static_cast<int>(place.words / 16);
       EXPECT_EQ(lane / 4, row % 8);
       const std::uint32_t word = cuda::fp8_bits(place.half, place.member, 0xF);
       const int at = cuda::fp8_input_place(col);

@@ -15,18 +15,46 @@ using cuda::PackedShape;
 // ---- the layout, without a device ----
 
 TEST(ExpertsLayout, QuadsAreTheDocumentedBits) {
-  const auto quad = [](std::array<std::uint32_t, 4> codes) {
-    std::uint32_t bits = 0;
-    for (int i = 0; i < 4; ++i) bits |= cuda::quad_bits(i, codes[static_cast<std::size_t>(i)]);
-    return bits;
+  const auto quads = [](std::array<std::uint32_t, 8> codes) {
+    std::pair<std::uint32_t, std::uint32_t> words;
+    for (int i = 0; i < 8; ++i) {
+      const cuda::QuadBits bits = cuda::quad_bits(i / 4, i % 4, codes[static_cast<std::size_t>(i)]);
+      EXPECT_EQ(words.first & bits.even, 0u);
+      EXPECT_EQ(words.second & bits.odd, 0u);
+      words.first |= bits.even;
+      words.second |= bits.odd;
+    }
+    return words;
   };
-  EXPECT_EQ(quad({1, 2, 3, 4}), 0x0853u);
-  EXPECT_EQ(quad({5, 6, 7, 8}), 0x4177u);
-  EXPECT_EQ(quad({9, 10, 11, 12}), 0xDA53u);
-  EXPECT_EQ(quad({13, 14, 15, 0}), 0x9377u);
-  EXPECT_EQ(quad({7, 15, 7, 15}), 0x7DFFu);
-  EXPECT_EQ(quad({0, 0, 0, 15}), 0x6C00u);
-  EXPECT_EQ(quad({15, 0, 0, 0}), 0x81C0u);
+  EXPECT_EQ(quads({1, 2, 3, 0, 0, 0, 0, 0}), std::pair(0x0053u, 0x0000u));
+  EXPECT_EQ(quads({0, 0, 0, 0, 13, 14, 15, 0}), std::pair(0x0000u, 0x9377u));
+  EXPECT_EQ(quads({0, 0, 0, 9, 0, 0, 0, 6}), std::pair(0x6000u, 0x0C00u));
+  EXPECT_EQ(quads({0, 0, 0, 6, 0, 0, 0, 9}), std::pair(0x0C00u, 0x6000u));
+  EXPECT_EQ(quads({15, 15, 15, 15, 15, 15, 15, 15}), std::pair(0xFFFFu, 0xFFFFu));
+}
+
+// As the kernels do: a shift and a mask for three codes of a quad, and for the fourth ones of two.
+TEST(ExpertsLayout, QuadsDecodeByShifts) {
+  constexpr std::uint32_t kMask = 0x81C0;
+  const auto place = [](std::uint32_t code) { return (code & 8u) << 12 | (code & 7u) << 6; };
+  std::mt19937 random(3);
+  for (int round = 0; round < 10000; ++round) {
+    std::uint32_t codes[8], even = 0, odd = 0;
+    for (int i = 0; i < 8; ++i) {
+      codes[i] = random() % 16;
+      const cuda::QuadBits bits = cuda::quad_bits(i / 4, i % 4, codes[i]);
+      even |= bits.even;
+      odd |= bits.odd;
+    }
+    const std::uint32_t fourth =
+        (even << 1 & 0x9000u) | (odd >> 6 & 0x01B0u) | (even >> 7 & 0x0048u);
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_EQ(even << (3 * i) & kMask, place(codes[i]));
+      ASSERT_EQ(odd << (3 * i) & kMask, place(codes[4 + i]));
+    }
+    ASSERT_EQ(fourth & kMask, place(codes[3]));
+    ASSERT_EQ(fourth << 3 & kMask, place(codes[7]));
+  }
 }
 
 TEST(ExpertsLayout, EveryPlaceIsTakenOnce) {
@@ -35,8 +63,8 @@ TEST(ExpertsLayout, EveryPlaceIsTakenOnce) {
   for (int row = 0; row < shape.rows; ++row) {
     for (int col = 0; col < shape.cols; ++col) {
       const cuda::CodePlace place = cuda::code_place(shape, row, col);
-      ASSERT_EQ(place.word % 4, 0);
-      const std::int64_t nibble = place.word * 2 + place.half * 4 + place.member;
+      ASSERT_EQ(place.words % 8, 0);
+      const std::int64_t nibble = place.words * 2 + place.atom * 8 + place.half * 4 + place.member;
       ASSERT_EQ(taken.at(static_cast<std::size_t>(nibble))++, 0);
     }
     for (int block = 0; block < shape.cols / 16; ++block)
@@ -78,7 +106,8 @@ TEST(ExpertsConfig, DependsOnTheProblemAndTheChipAlone) {
     }
   EXPECT_EQ(config_of(1, 1).tile_tokens, 8);
   EXPECT_EQ(config_of(8, 2).tile_tokens, 8);
-  EXPECT_EQ(config_of(16, 1).tile_tokens, 16);
+  EXPECT_EQ(config_of(64, 1).tile_tokens, 8);
+  EXPECT_EQ(config_of(256, 1).tile_tokens, 16);
   EXPECT_EQ(cuda::decode_max_tokens(6), 256);
   EXPECT_EQ(cuda::decode_max_tokens(16), 96);
   // The most slots, of more experts than any V4 model has.
@@ -116,10 +145,12 @@ void pack_on_host(const QuantMatrix& w, PackedRows rows, const PackedShape& shap
       const std::uint32_t code =
           cuda::signed_codes(c % 2 == 0 ? pair & 15u : pair >> 4, scale) & 15u;
       const cuda::CodePlace place = cuda::code_place(shape, row, c);
-      const std::uint32_t bits = cuda::quad_bits(place.member, code);
-      for (int byte = 0; byte < 2; ++byte)
-        out.at(static_cast<std::size_t>(place.word + place.half * 2 + byte)) |=
-            static_cast<std::uint8_t>(bits >> (8 * byte));
+      const cuda::QuadBits bits = cuda::quad_bits(place.atom, place.member, code);
+      for (int byte = 0; byte < 2; ++byte) {
+        const auto at = static_cast<std::size_t>(place.words + place.half * 2 + byte);
+        out.at(at) |= static_cast<std::uint8_t>(bits.even >> (8 * byte));
+        out.at(at + 4) |= static_cast<std::uint8_t>(bits.odd >> (8 * byte));
+      }
       out.at(static_cast<std::size_t>(cuda::scale_place(shape, row, c / 16))) =
           cuda::packed_scale(scale);
     }

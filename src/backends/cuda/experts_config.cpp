@@ -13,9 +13,13 @@ namespace {
 constexpr int kMostTokens = 256;
 constexpr int kMostSlots = 1536;
 
-// Tokens per pass: enough for the fullest expert of a step that routes evenly, so that hardly any
-// expert's weights are read twice.
-int tile_tokens_for(const ExpertsProblem& p) { return p.tokens <= 8 ? 8 : 16; }
+// Up to so many tokens of an average expert, few experts have more than 8, and those are read twice
+// for less than what passes of 16 tokens cost all others.
+constexpr int kFewTokens = 3;
+
+int tile_tokens_for(const ExpertsProblem& p) {
+  return std::int64_t{p.tokens} * p.k <= std::int64_t{kFewTokens} * p.experts ? 8 : 16;
+}
 
 }  // namespace
 

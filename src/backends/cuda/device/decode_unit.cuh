@@ -48,48 +48,73 @@ __device__ void convert_inputs(const SourceRows& from, std::uint16_t* to, std::u
   }
 }
 
-/// sums[slab][group] += columns [128 half, 128 half + 128) of the unit at `unit` in shared memory
-/// times the inputs at byte `at` of `rows`: lane 4n + t has those of token n. Of the groups of 8
-/// tokens kUsed are multiplied. kFp8: weights are packed for FP8 inputs, which BF16 holds, too.
-template <int kUsed, int kParts, bool kFp8, int kGroups>
-__device__ void multiply_half(std::uint32_t unit, int half,
-                              const std::uint8_t* const (&rows)[kGroups], int at,
-                              float (&sums)[2][kGroups][4]) {
-  const int lane = lane_id();
+/// The inputs of kTokenGroups times 8 tokens for one slab's 64 columns, as a lane needs them: by
+/// token group, part and pair of atoms.
+template <int kTokenGroups, int kParts>
+struct SlabInputs {
+  uint4 values[kTokenGroups][kParts][2];
+
+  /// Slab `slab` of those at byte `at` of `rows`: lane 4n + t has those of token n.
+  template <int kRows>
+  __device__ void load(const std::uint8_t* const (&rows)[kRows], int at, int slab) {
 #pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    Slab slabs[2];
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const int number = s * 4 + half * 2 + k;
-      slabs[s] = {load_shared_16(unit + number * kSlabCodeBytes + lane * 16),
-                  load_shared_8(unit + kUnitCodeBytes + number * kSlabScaleBytes + lane / 4 * 8)};
-    }
-    uint4 b[kUsed][kParts][2];
-#pragma unroll
-    for (int n = 0; n < kUsed; ++n)
+    for (int n = 0; n < kTokenGroups; ++n)
 #pragma unroll
       for (int p = 0; p < kParts; ++p)
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair)
-          b[n][p][pair] = *reinterpret_cast<const uint4*>(rows[n] + at + k * 128 + pair * 64 +
-                                                          p * (kChunkCols * 2));
+          values[n][p][pair] = *reinterpret_cast<const uint4*>(rows[n] + at + p * (kChunkCols * 2) +
+                                                               slab * 128 + pair * 64);
+  }
+};
+
+/// sums[slab of rows][group] += slab `number` of the columns of the unit at `unit` in shared memory
+/// times its inputs. kFp8: weights are packed for FP8 inputs, which BF16 holds, too.
+template <bool kFp8, int kTokenGroups, int kParts>
+__device__ void multiply_slab(std::uint32_t unit, int number,
+                              const SlabInputs<kTokenGroups, kParts>& inputs,
+                              float (&sums)[2][kTokenGroups][4]) {
+  const int lane = lane_id();
+  Slab slabs[2];
 #pragma unroll
-    for (int s = 0; s < 2; ++s)
+  for (int s = 0; s < 2; ++s)
+    slabs[s] = {
+        load_shared_16(unit + (s * 4 + number) * kSlabCodeBytes + lane * 16),
+        load_shared_8(unit + kChunkCodeBytes + (s * 4 + number) * kSlabScaleBytes + lane / 4 * 8)};
 #pragma unroll
-      for (int atom = 0; atom < 4; ++atom) {
-        std::uint32_t a[4];
-        if constexpr (kFp8)
-          decode_fp8_slab_atom(slabs[s], atom, a);
-        else
-          decode_slab_atom(slabs[s], atom, a);
+  for (int s = 0; s < 2; ++s)
 #pragma unroll
-        for (int n = 0; n < kUsed; ++n)
+    for (int atom = 0; atom < 4; ++atom) {
+      std::uint32_t a[4];
+      if constexpr (kFp8)
+        decode_fp8_slab_atom(slabs[s], atom, a);
+      else
+        decode_slab_atom(slabs[s], atom, a);
 #pragma unroll
-          for (int p = 0; p < kParts; ++p) {
-            const uint4& x = b[n][p][atom / 2];
-            mma_bf16(sums[s][n], a, atom % 2 == 0 ? x.x : x.z, atom % 2 == 0 ? x.y : x.w);
-          }
+      for (int n = 0; n < kTokenGroups; ++n)
+#pragma unroll
+        for (int p = 0; p < kParts; ++p) {
+          const uint4& x = inputs.values[n][p][atom / 2];
+          mma_bf16(sums[s][n], a, atom % 2 == 0 ? x.x : x.z, atom % 2 == 0 ? x.y : x.w);
+        }
+    }
+}
+
+/// totals[slab][g] += the sums of `units` units in their order, which lie as [units, slabs, token
+/// groups, 32 lanes] from this lane's first on; of the first `groups` token groups.
+template <int kGroups>
+__device__ void add_units(const float4* from, int units, int groups,
+                          float (&totals)[kGroupSlabs][kGroups][4]) {
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    if (g > 0 && g >= groups) break;
+#pragma unroll 2
+    for (int i = 0; i < units; ++i)
+#pragma unroll
+      for (int slab = 0; slab < kGroupSlabs; ++slab) {
+        const float4 sum = from[((i * kGroupSlabs + slab) * kGroups + g) * kWarp];
+        float(&total)[4] = totals[slab][g];
+        total[0] += sum.x, total[1] += sum.y, total[2] += sum.z, total[3] += sum.w;
       }
   }
 }

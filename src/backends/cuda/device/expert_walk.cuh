@@ -40,9 +40,11 @@ __device__ inline Pass make_pass(const std::uint8_t* weights, const PackedShape&
   pass.step = blocks;
   pass.count = (all - block + blocks - 1) / blocks;
   if (tiles > kDealtTiles) {
-    first = static_cast<int>(std::int64_t{all} * block / blocks);
+    // all * block / blocks, without numbers that large
+    const auto begin = [&](int b) { return all / blocks * b + all % blocks * b / blocks; };
+    first = begin(block);
     pass.step = 1;
-    pass.count = static_cast<int>(std::int64_t{all} * (block + 1) / blocks) - first;
+    pass.count = begin(block + 1) - first;
   }
   pass.first_tile = first / pass.groups;
   pass.first_group = first % pass.groups;
@@ -84,13 +86,12 @@ class Walk {
     return changed;
   }
 
-  /// Byte offset within the expert's matrix of the chunk of 64 rows that has this unit.
+  /// Byte offset within the expert's matrix.
   __device__ std::uint32_t chunk_offset() const {
-    return static_cast<std::uint32_t>(group_ / 4 * chunks_ + chunk_) * kTileBytes +
-           group_ % 4 / 2 * kChunkBytes;
+    constexpr int kTileGroups = kTileRows / kGroupRows;
+    return static_cast<std::uint32_t>(group_ / kTileGroups * chunks_ + chunk_) * kTileBytes +
+           group_ % kTileGroups * kChunkBytes;
   }
-  /// Which half of the chunk's rows are the unit's.
-  __device__ int half() const { return group_ % 2; }
 
  private:
   __device__ void enter(int pass) {

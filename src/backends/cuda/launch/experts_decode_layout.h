@@ -11,10 +11,9 @@ namespace quatrain::cuda {
 /// Warps that stream weights, and what each has of them at a time: units of 32 rows, a group, by
 /// one chunk of columns. A warp keeps two of them under way.
 inline constexpr int kStreamWarps = 16;
-inline constexpr int kGroupRows = 32;
-inline constexpr int kUnitCodeBytes = kGroupRows * kChunkCols / 2;
-inline constexpr int kUnitBytes = kUnitCodeBytes + kGroupRows * kChunkCols / 16;
-inline constexpr int kRingBytes = 2 * kUnitBytes;
+inline constexpr int kGroupRows = kChunkRows;
+inline constexpr int kGroupSlabs = kGroupRows / 16;
+inline constexpr int kRingBytes = 2 * kChunkBytes;
 
 /// Rounds of the stream, a unit of each warp, whose sums may wait to be added up.
 QT_HOST_DEVICE constexpr int decode_sum_rounds(int tile_tokens) { return tile_tokens == 8 ? 3 : 2; }
@@ -28,7 +27,7 @@ QT_HOST_DEVICE inline int decode_own_input_bytes(const ExpertsProblem& p, int ti
 }
 /// What the warps of a block share beside that.
 inline constexpr int kDecodeStateBytes = 256;
-/// Warps that add up sums, one per 16 rows of a group.
+/// Warps that add up sums, a group each in turns.
 inline constexpr int kAdders = 2;
 /// Warps of a block, whole warpgroups: after the adders one that watches over the inputs and one
 /// that fetches weights.
@@ -46,7 +45,7 @@ QT_HOST_DEVICE constexpr int decode_input_place(int col, int parts) {
 
 /// Byte offsets into shared memory; the ring starts at 0.
 struct DecodeLayout {
-  int sums;  // [rounds, stream warps, adders, tokens / 8, 32 lanes] of 16 bytes
+  int sums;  // [rounds, stream warps, slabs, tokens / 8, 32 lanes] of 16 bytes
   int own_inputs;
   int barriers;
   int tiles, sorted, ids, ranks, offsets;
@@ -60,7 +59,7 @@ QT_HOST_DEVICE inline DecodeLayout decode_layout(const ExpertsProblem& p, int ti
   DecodeLayout at = {};
   at.sums = kStreamWarps * kRingBytes;
   const int rounds = decode_sum_rounds(tile_tokens);
-  at.own_inputs = at.sums + rounds * kStreamWarps * kAdders * (tile_tokens / 8) * 32 * 16;
+  at.own_inputs = at.sums + rounds * kStreamWarps * kGroupSlabs * (tile_tokens / 8) * 32 * 16;
   at.barriers = at.own_inputs + decode_own_input_bytes(p, tile_tokens);
   at.tiles = at.barriers + 8 * (rounds * (kStreamWarps + 1) + 4 * kStreamWarps);
   at.tiles = padded_to(at.tiles, 16);

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The packed layout of NVFP4 experts, shared by the packing kernel, both products and the tests.
 //
-// A matrix is cut into chunks of 64 rows by 256 columns: 8192 bytes of codes, then 1024 bytes of
-// block scales. Two chunks, 128 rows, follow each other and are what one bulk copy brings; these
-// pairs run along the columns first. Rows and columns that the matrix lacks are zero.
+// A matrix is cut into chunks of 32 rows by 256 columns: 4096 bytes of codes, then 512 bytes of
+// block scales. Four chunks, 128 rows, follow each other; these tiles run along the columns first.
+// One bulk copy brings a chunk to the decode kernel, or a tile to the prefill kernel. Rows and
+// columns that the matrix lacks are zero.
 //
-//   chunk : 4 slabs of rows x 4 slabs of columns, columns first
+//   chunk : 2 slabs of rows x 4 slabs of columns, columns first
 //   slab  : 16 rows x 64 columns = 4 atoms; 16 bytes per lane, one word per atom; and 64 bytes of
 //           scales, for each of 8 lanes groups the word of row g, then that of row g + 8
 //   atom  : 16 rows x 16 columns, the left operand of one tensor core instruction. The word of lane
 //           (g = lane / 4, t = lane % 4) holds two quads: the low half columns 2t and 2t + 8, the
 //           high half 2t + 1 and 2t + 9, of rows g and g + 8.
-//   quad  : four codes of one lane, at the bits from which most reach their place in a BF16 with
-//   one
-//           mask. `w` then reads w · 2^-126.
+//   quad  : four codes of one lane, the first three at the bits from which a shift and a mask make
+//           them a BF16 that reads `w` · 2^-126. The bits of the fourth ones of atoms 2i and 2i + 1
+//           share what is left of both words, so that three shifts and two selections bring them to
+//           the places of a first and a second code.
 //
 // Experts for FP8 inputs have the same places, but for the bits of a word and the scales:
 //
@@ -34,12 +36,12 @@
 
 namespace quatrain::cuda {
 
-inline constexpr int kChunkRows = 64;
+inline constexpr int kChunkRows = 32;
 inline constexpr int kChunkCols = 256;
 inline constexpr int kChunkCodeBytes = kChunkRows * kChunkCols / 2;
 inline constexpr int kChunkBytes = kChunkCodeBytes + kChunkRows * kChunkCols / 16;
-inline constexpr int kTileRows = 2 * kChunkRows;
-inline constexpr int kTileBytes = 2 * kChunkBytes;  // 128 rows x 256 columns
+inline constexpr int kTileRows = 4 * kChunkRows;
+inline constexpr int kTileBytes = 4 * kChunkBytes;  // 128 rows x 256 columns
 inline constexpr int kSlabCols = 64;
 inline constexpr int kSlabCodeBytes = 512;
 inline constexpr int kSlabScaleBytes = 64;
@@ -90,17 +92,19 @@ QT_HOST_DEVICE inline int slab_of(int row, int col) {
   return row % kChunkRows / 16 * 4 + col % kChunkCols / kSlabCols;
 }
 
-/// Where the code of (row, col) lies: the word's byte offset, its half, and its place in the quad.
+/// Where the code of (row, col) lies: the byte offset of the words of its two atoms, which of these
+/// is its own, the half of the words, and its place in the quad.
 struct CodePlace {
-  std::int64_t word = 0;
+  std::int64_t words = 0;
+  int atom = 0;
   int half = 0;
   int member = 0;
 };
 QT_HOST_DEVICE inline CodePlace code_place(const PackedShape& shape, int row, int col) {
   const int lane = row % 8 * 4 + col % 8 / 2;
-  const int atom = col % kSlabCols / 16;
-  return {chunk_offset(shape, row, col) + slab_of(row, col) * kSlabCodeBytes + lane * 16 + atom * 4,
-          col % 2, row % 16 / 8 + col % 16 / 8 * 2};
+  const int pair = col % kSlabCols / 32;
+  return {chunk_offset(shape, row, col) + slab_of(row, col) * kSlabCodeBytes + lane * 16 + pair * 8,
+          col % 32 / 16, col % 2, row % 16 / 8 + col % 16 / 8 * 2};
 }
 
 /// Byte offset of the scale of columns [16 block, 16 block + 16) of a row.
@@ -110,19 +114,20 @@ QT_HOST_DEVICE inline std::int64_t scale_place(const PackedShape& shape, int row
          row % 8 * 8 + row % 16 / 8 * 4 + block % 4;
 }
 
-/// The bits of E2M1 code `code` as member `member` of a quad.
-QT_HOST_DEVICE inline std::uint32_t quad_bits(int member, std::uint32_t code) {
+/// Bits of one half of the words of two atoms.
+struct QuadBits {
+  std::uint32_t even = 0, odd = 0;
+};
+
+/// The bits of E2M1 code `code` as member `member` of the quad of atom `atom`, 0 or 1, of a pair.
+QT_HOST_DEVICE inline QuadBits quad_bits(int atom, int member, std::uint32_t code) {
   const std::uint32_t sign = code >> 3 & 1u, magnitude = code & 7u;
-  switch (member) {
-    case 0:
-      return sign << 15 | magnitude << 6;
-    case 1:
-      return sign << 12 | magnitude << 3;
-    case 2:
-      return sign << 9 | magnitude;
-    default:
-      return sign << 14 | (magnitude & 1u) << 13 | magnitude >> 1 << 10;
+  if (member < 3) {
+    const std::uint32_t bits = (sign << 15 | magnitude << 6) >> (3 * member);
+    return atom == 0 ? QuadBits{bits, 0} : QuadBits{0, bits};
   }
+  const int down = 3 * atom;
+  return {(sign << 14 | (magnitude & 1u) << 13) >> down, magnitude >> 1 << 13 >> down};
 }
 
 /// The bits in a word for FP8 of the E2M1 code `code` at a place.

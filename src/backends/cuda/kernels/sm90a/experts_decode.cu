@@ -5,9 +5,9 @@
 // One block per multiprocessor. Sixteen of its warps multiply, each what comes through a ring of
 // its own that no other warp waits for; one warp fills the rings, a lane each, and runs ahead over
 // groups of rows, experts and into the second projection, whose weights do not depend on the first.
-// A unit of 32 rows by 256 columns gives sums that do not depend on who computes them; two warps
-// add the units of a group in order of columns and hand on the results. So a token's result does
-// not depend on the rest of the batch either.
+// A unit of 32 rows by 256 columns gives sums that do not depend on who computes them; two warps,
+// a group of rows each in turns, add the units in order of columns and hand on the results. So a
+// token's result does not depend on the rest of the batch either.
 //
 // One more warp makes the list of tiles and watches over inputs: first those that the grid, or for
 // few tokens the block for itself, converts to BF16; then the hidden values of a tile, which are
@@ -22,6 +22,7 @@
 #include "backends/cuda/device/expert_tiles.cuh"
 #include "backends/cuda/device/expert_walk.cuh"
 #include "backends/cuda/device/grid_sync.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma.cuh"
 #include "backends/cuda/launch/experts_decode_layout.h"
 
@@ -39,21 +40,13 @@ constexpr int kGridIsDone = 2;         // which stream warps wait for and the wa
 constexpr int kOutputThreads = (kAdders + 1) * kWarp;
 constexpr int kGridThreads = (1 + kStreamWarps) * kWarp;
 
-// A warp arrives at a barrier by one lane, after __syncwarp(). racecheck does not see that this
-// orders what the other lanes did, so in a build for it every lane arrives, and waits, for itself.
-#ifdef QUATRAIN_RACECHECK
-constexpr int kArrivals = kWarp;
-#else
-constexpr int kArrivals = 1;
-#endif
-
 // What the warps of a block share.
 struct BlockState {
   Pass passes[2];
   int tiles;
   std::uint32_t inputs_ready;  // 1: of the first pass; 2 + t: hidden values of tiles up to t
   std::uint32_t groups_ended[kAdders];  // of the first pass when there are two, by adder
-  int keys[2][kStreamWarps];            // of the units in the rings
+  std::uint32_t keys[2][kStreamWarps];  // of the units in the rings, as tagged_key()
 };
 static_assert(sizeof(BlockState) <= kDecodeStateBytes);
 
@@ -88,12 +81,13 @@ class Decoder {
   }
 
   __device__ void run() {
+    init_barriers();
+    wait_for_previous();
     if (args_.routed.tokens * args_.routed.k > kWarp) {
       load_ids(args_.routed, tables_, threadIdx.x, kThreads);
       __syncthreads();
     }
     if (warp_ == kWatcher) {
-      rounds_before_ = rounds_so_far(barrier_);
       prepare();
     } else if (warp_ < kWatcher) {
       convert_source();
@@ -132,21 +126,34 @@ class Decoder {
       load_ids(args_.routed, tables_, lane_, kWarp);
     __syncwarp();
     const int tiles = list_token_tiles<kTokens>(args_.routed, args_.w.experts, tables_);
-    if (lane_ != 0) return;
-    state_->tiles = tiles;
-    state_->inputs_ready = own_inputs_ != nullptr ? 1 : 0;
-    for (std::uint32_t& groups : state_->groups_ended) groups = 0;
-    Pass* pass = state_->passes;
-    const int hidden = args_.w.hidden, inner = args_.w.inner;
-    if (args_.first) *pass++ = make_pass(args_.w.first, first_projection(hidden, inner), tiles);
-    if (args_.second) *pass = make_pass(args_.w.second, second_projection(hidden, inner), tiles);
-    for (int i = 0; i < kSumRounds * kStreamWarps; ++i) barrier_init(handed_over_ + i, kArrivals);
-    for (int i = 0; i < kSumRounds; ++i) barrier_init(added_ + i, kAdders * kArrivals);
-    for (int i = 0; i < 2 * kStreamWarps; ++i) {
-      barrier_init(fetched_ + i, 1);
-      barrier_init(freed_ + i, kArrivals);
+    if (lane_ < pass_count_) {
+      const int hidden = args_.w.hidden, inner = args_.w.inner;
+      const bool is_first = args_.first && lane_ == 0;
+      state_->passes[lane_] = make_pass(
+          is_first ? args_.w.first : args_.w.second,
+          is_first ? first_projection(hidden, inner) : second_projection(hidden, inner), tiles);
     }
-    barrier_init_fence();
+    if (lane_ == 0) state_->tiles = tiles;
+  }
+
+  // And what else does not depend on other kernels.
+  __device__ void init_barriers() const {
+    constexpr int kBarriers = kSumRounds * (kStreamWarps + 1) + 4 * kStreamWarps;
+    static_assert(kBarriers <= kThreads && 2 * kStreamWarps <= kThreads);
+    // The lanes of a warp take turns at barriers, so these are spread over the warps.
+    const int i = lane_ * kDecodeWarps + warp_;
+    if (i < kBarriers) {
+      Barrier* barrier = handed_over_ + i;
+      const bool counts_bytes = fetched_ <= barrier && barrier < freed_;
+      const bool waits_for_adders = added_ <= barrier && barrier < fetched_;
+      barrier_init(barrier, counts_bytes       ? 1
+                            : waits_for_adders ? kAdders * kWarpArrivals
+                                               : kWarpArrivals);
+      barrier_init_fence();
+    }
+    if (i < 2 * kStreamWarps) state_->keys[i / kStreamWarps][i % kStreamWarps] = kUnusedKey;
+    if (i < kAdders) state_->groups_ended[i] = 0;
+    if (i == 0) state_->inputs_ready = own_inputs_ != nullptr ? 1 : 0;
   }
 
   // This block's share of the inputs as BF16 parts, or all of them for itself.
@@ -164,6 +171,7 @@ class Decoder {
 
   // One thread: publishes inputs as they come to be, and tells other blocks of hidden values.
   __device__ void watch_inputs() {
+    rounds_before_ = rounds_so_far(barrier_);
     if (own_inputs_ == nullptr) {
       meet_grid();
       store_release_shared(&state_->inputs_ready, 1);
@@ -177,9 +185,10 @@ class Decoder {
     const int last_tile = second.count > 0 ? second.last_tile : tile - 1;
     const auto groups = static_cast<std::uint32_t>(first.groups);
     while (told < to_tell || tile <= last_tile) {
-      // Counts this block's groups of hidden values whose slabs are both written.
-      const int ended = min(load_acquire_shared(&state_->groups_ended[0]),
-                            load_acquire_shared(&state_->groups_ended[1]));
+      // Counts this block's groups of hidden values up to the first that is not written.
+      static_assert(kAdders == 2);
+      const int ended = min(2 * load_acquire_shared(&state_->groups_ended[0]),
+                            2 * load_acquire_shared(&state_->groups_ended[1]) + 1);
       if (told < ended) __threadfence();
       for (; told < ended; ++told) {
         atomicAdd(groups_done_ + told_at.tile(), 1u);
@@ -191,7 +200,7 @@ class Decoder {
         store_release_shared(&state_->inputs_ready, static_cast<std::uint32_t>(2 + tile));
         ++tile;
       } else {
-        __nanosleep(200);
+        __nanosleep(20);
       }
     }
   }
@@ -202,20 +211,26 @@ class Decoder {
     wait_for_round(barrier_, rounds_before_, ++rounds_);
   }
 
-  // The warp has done what it did.
-  __device__ void arrive(Barrier* barrier) const {
-    __syncwarp();
-    if (kArrivals > 1 || lane_ == 0) barrier_arrive(barrier);
-  }
-
   // ---- the stream ----
 
   __device__ Walk walk() const { return Walk(state_->passes, pass_count_); }
 
   // What a warp has to know of a unit: which inputs, and from which chunk of their columns on.
   static constexpr int kNoUnit = -1;
+  static constexpr std::uint32_t kUnusedKey = 1;
   __device__ static int unit_key(const Walk& at) {
     return (at.tile() * 2 + at.pass_number()) << 8 | at.chunk();
+  }
+  // Keys come before the weights do, so that inputs are on their way meanwhile. The last bit
+  // changes from one use of a buffer to the next.
+  __device__ static std::uint32_t tagged_key(int key, std::uint32_t round) {
+    return static_cast<std::uint32_t>(key + 1) * 2 + (round / 2 & 1u);
+  }
+  __device__ int await_key(std::uint32_t round) const {
+    std::uint32_t* from = &state_->keys[round % 2][warp_];
+    std::uint32_t key;
+    while (((key = load_acquire_shared(from)) & 1u) != (round / 2 & 1u)) __nanosleep(20);
+    return static_cast<int>(key / 2) - 1;
   }
 
   // A warp of which each lane fills the ring of one stream warp.
@@ -232,62 +247,69 @@ class Decoder {
       const std::uint32_t place = buffer * kStreamWarps + warp;
       const bool is_free = is_left && barrier_test(freed_ + place, (round / 2 & 1u) ^ 1u);
       if (is_free) {
-        ++round;
         is_left = !at.ended();
-        state_->keys[buffer][warp] = is_left ? unit_key(at) : kNoUnit;
+        store_release_shared(&state_->keys[buffer][warp],
+                             tagged_key(is_left ? unit_key(at) : kNoUnit, round));
+        ++round;
         if (is_left) {
           if (meets_tile)
             expert = at.pass().weights + tables_.tiles[at.tile()].expert * at.pass().expert_bytes;
-          fetch(expert + at.chunk_offset(), at.half(), rings_ + (warp * 2 + buffer) * kUnitBytes,
-                fetched_ + place, policy);
+          barrier_expect(fetched_ + place, kChunkBytes);
+          bulk_copy(rings_ + (warp * 2 + buffer) * kChunkBytes, expert + at.chunk_offset(),
+                    kChunkBytes, fetched_ + place, policy);
           meets_tile = at.advance(kStreamWarps);
-        } else {
-          barrier_arrive(fetched_ + place);
         }
       }
       if (!__any_sync(kAllLanes, is_free)) __nanosleep(40);
     }
   }
 
-  // Copies a unit: two slabs' 2048 bytes of codes, then their 256 bytes of scales.
-  __device__ static void fetch(const std::uint8_t* chunk, int half, std::uint8_t* to,
-                               Barrier* barrier, std::uint64_t policy) {
-    constexpr int kScaleBytes = kUnitBytes - kUnitCodeBytes;
-    barrier_expect(barrier, kUnitBytes);
-    bulk_copy(to, chunk + half * kUnitCodeBytes, kUnitCodeBytes, barrier, policy);
-    bulk_copy(to + kUnitCodeBytes, chunk + kChunkCodeBytes + half * kScaleBytes, kScaleBytes,
-              barrier, policy);
-  }
-
-  using Sums = float[2][kGroups][4];  // by slab
+  using Rows = const std::uint8_t* [kGroups];
 
   __device__ void stream() {
-    int met = -1;  // tile and pass whose inputs are at hand
-    const std::uint8_t* rows[kGroups] = {};
-    int groups = 0;
-    for (std::uint32_t round = 0;; ++round) {
-      const std::uint32_t buffer = round % 2;
-      const std::uint32_t place = buffer * kStreamWarps + warp_;
-      barrier_wait_idle(fetched_ + place, round / 2 & 1u);
-      const int key = state_->keys[buffer][warp_];
-      if (key == kNoUnit) return;
-      if (key >> 8 != met) {
-        met = key >> 8;
-        groups = find_inputs(met / 2, met % 2, rows);
-      }
-      const int inputs_at = (key & 0xFF) * (kParts * kChunkCols * 2);
-      const std::uint32_t unit = shared_address(rings_) + (warp_ * 2 + buffer) * kUnitBytes;
-      Sums sums = {};
-#pragma unroll 1
-      for (int half = 0; half < 2; ++half) {
-        if (kGroups == 1 || groups == 1)
-          multiply_half<1, kParts, kFp8>(unit, half, rows, inputs_at + half * 256, sums);
-        else
-          multiply_half<kGroups, kParts, kFp8>(unit, half, rows, inputs_at + half * 256, sums);
-      }
-      arrive(freed_ + place);  // the buffer has been read
-      hand_over(round, groups, sums);
+    Rows rows = {};
+    std::uint32_t round = 0;
+    for (int key = await_key(round); key != kNoUnit;) {
+      const int groups = find_inputs(key >> 9, key >> 8 & 1, rows);
+      if (kGroups == 1 || groups == 1)
+        key = stream_tile<1>(key, rows, round);
+      else
+        key = stream_tile<kGroups>(key, rows, round);
     }
+  }
+
+  // Multiplies the units of one tile and pass from the one of `key` on, for kUsed groups of tokens;
+  // returns the key that follows.
+  template <int kUsed>
+  __device__ int stream_tile(int key, const Rows& rows, std::uint32_t& round) const {
+    // Inputs of a single group and part stay in registers while the columns are the same; others
+    // are loaded a slab ahead.
+    constexpr bool kKeeps = kUsed * kParts == 1;
+    constexpr int kHeld = kKeeps ? 4 : 2;
+    SlabInputs<kUsed, kParts> inputs[kHeld];
+    const int tile = key >> 8;
+    int held = kNoUnit;
+    do {
+      const int inputs_at = (key & 0xFF) * (kParts * kChunkCols * 2);
+      if (!kKeeps || key != held) {
+        held = key;
+#pragma unroll
+        for (int i = 0; i < (kKeeps ? 4 : 1); ++i) inputs[i].load(rows, inputs_at, i);
+      }
+      const std::uint32_t place = round % 2 * kStreamWarps + warp_;
+      barrier_wait_idle(fetched_ + place, round / 2 & 1u);
+      const std::uint32_t unit = shared_address(rings_) + (warp_ * 2 + round % 2) * kChunkBytes;
+      float sums[2][kUsed][4] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (!kKeeps && i < 3) inputs[(i + 1) % kHeld].load(rows, inputs_at, i + 1);
+        multiply_slab<kFp8>(unit, i, inputs[i % kHeld], sums);
+      }
+      warp_arrive(freed_ + place);  // the buffer has been read
+      hand_over(round, sums);
+      key = await_key(++round);
+    } while (key >> 8 == tile);
+    return key;
   }
 
   __device__ int units() const {
@@ -300,8 +322,7 @@ class Decoder {
   // Waits for the inputs of a tile and finds this lane's rows: lane 4n + t has columns of token n.
   // Lanes past the last token read the first one's, for sums that nobody takes. Returns how many
   // groups of 8 tokens there are.
-  __device__ int find_inputs(int tile_number, int pass_number,
-                             const std::uint8_t* (&rows)[kGroups]) const {
+  __device__ int find_inputs(int tile_number, int pass_number, Rows& rows) const {
     const bool is_hidden = pass_number == 1;
     const std::uint32_t needed = is_hidden ? 2 + tile_number : 1;
     while (load_acquire_shared(&state_->inputs_ready) < needed) __nanosleep(20);
@@ -319,82 +340,83 @@ class Decoder {
     return (tile.count + 7) / 8;
   }
 
-  // Those of 8 tokens follow each other.
-  __device__ float4* sums_at(std::uint32_t round, int warp, int slab) const {
+  // Those of 8 tokens follow each other, and those of a slab all tokens' of the one before.
+  __device__ float4* sums_at(std::uint32_t round, int warp) const {
     const int unit = round % kSumRounds * kStreamWarps + warp;
-    return sums_ + (unit * kAdders + slab) * kGroups * kWarp + lane_;
+    return sums_ + unit * kGroupSlabs * kGroups * kWarp + lane_;
   }
 
-  __device__ void hand_over(std::uint32_t round, int groups, const Sums& sums) const {
+  template <int kUsed>
+  __device__ void hand_over(std::uint32_t round, const float (&sums)[2][kUsed][4]) const {
     barrier_wait_idle(added_ + round % kSumRounds, (round / kSumRounds & 1u) ^ 1u);
 #pragma unroll
-    for (int n = 0; n < kGroups; ++n) {
-      if (n > 0 && n >= groups) break;
+    for (int slab = 0; slab < kGroupSlabs; ++slab)
 #pragma unroll
-      for (int slab = 0; slab < 2; ++slab)
-        sums_at(round, warp_, slab)[n * kWarp] =
+      for (int n = 0; n < kUsed; ++n)
+        sums_at(round, warp_)[(slab * kGroups + n) * kWarp] =
             make_float4(sums[slab][n][0], sums[slab][n][1], sums[slab][n][2], sums[slab][n][3]);
-    }
-    arrive(handed_over_ + round % kSumRounds * kStreamWarps + warp_);
+    warp_arrive(handed_over_ + round % kSumRounds * kStreamWarps + warp_);
   }
 
   // ---- results ----
 
-  using Totals = float[kGroups][4];
+  using Totals = float[kGroupSlabs][kGroups][4];
 
-  // Adds the units of every group, in order of columns, for one of its slabs.
-  __device__ void add_up(int slab) const {
+  // Adds the units of every kAdders-th group, in order of columns, and finishes them.
+  __device__ void add_up(int adder) const {
     const DecodeResults<kParts> results(args_, tables_.sorted);
     Walk at = walk();
     Totals totals = {};
     GlobalScales scales = {};
     std::uint32_t ended = 0;
+    int group = 0;
     int left = units();
     for (std::uint32_t round = 0; left > 0; ++round, left -= kStreamWarps) {
+      const std::uint32_t parity = round / kSumRounds & 1u;
       const int handed = min(left, kStreamWarps);
       for (int i = 0; i < handed;) {
-        const TokenTile tile = tables_.tiles[at.tile()];
-        if (at.chunk() == 0) scales = results.scales_of(is_first(at), tile.expert);
         // No further than the group: later units may wait for its results.
         const int n = min(handed - i, at.chunks() - at.chunk());
-        Barrier* units = handed_over_ + round % kSumRounds * kStreamWarps + i;
-        const std::uint32_t parity = round / kSumRounds & 1u;
-        if constexpr (kArrivals == 1)
-          barrier_wait_idle(units + min(lane_, n - 1), parity);  // one each
-        else
-          for (int j = 0; j < n; ++j) barrier_wait_idle(units + j, parity);
-        __syncwarp();
-        add_units(sums_at(round, i, slab), n, (tile.count + 7) / 8, totals);
-        i += n;
-        if (at.chunk() + n == at.chunks()) {
-          results.finish(is_first(at), at.group() * 2 + slab, tile, scales, totals);
-          if (is_first(at) && args_.second) {
-            __syncwarp();
-            ++ended;
-            if (lane_ == 0) store_release_shared(&state_->groups_ended[slab], ended);
+        const bool ends = at.chunk() + n == at.chunks();
+        if (group % kAdders == adder) {
+          const TokenTile tile = tables_.tiles[at.tile()];
+          if (at.chunk() == 0) scales = results.scales_of(is_first(at), tile.expert);
+          Barrier* units = handed_over_ + round % kSumRounds * kStreamWarps + i;
+          if constexpr (kWarpArrivals == 1)
+            barrier_wait_idle(units + min(lane_, n - 1), parity);  // one each
+          else
+            for (int j = 0; j < n; ++j) barrier_wait_idle(units + j, parity);
+          __syncwarp();
+          add_units(sums_at(round, i), n, (tile.count + 7) / 8, totals);
+          if (ends) {
+            finish_group(results, at, tile, scales, totals);
+            if (is_first(at) && args_.second) {
+              __syncwarp();
+              ++ended;
+              if (lane_ == 0) store_release_shared(&state_->groups_ended[adder], ended);
+            }
           }
-#pragma unroll
-          for (int g = 0; g < kGroups; ++g)
-#pragma unroll
-            for (int v = 0; v < 4; ++v) totals[g][v] = 0;
         }
+        if (ends) ++group;
+        i += n;
         at.advance(n);
       }
-      arrive(added_ + round % kSumRounds);
+      // An adder that had no group since must not arrive for two rounds at once.
+      barrier_wait_idle(added_ + round % kSumRounds, parity ^ 1u);
+      warp_arrive(added_ + round % kSumRounds);
     }
   }
   __device__ bool is_first(const Walk& at) const { return args_.first && at.pass_number() == 0; }
 
-  __device__ static void add_units(const float4* from, int units, int groups, Totals& totals) {
+  // Hands on a group's sums and clears them.
+  __device__ void finish_group(const DecodeResults<kParts>& results, const Walk& at,
+                               const TokenTile& tile, const GlobalScales& scales,
+                               Totals& totals) const {
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      if (g > 0 && g >= groups) break;
-#pragma unroll 4
-      for (int i = 0; i < units; ++i) {
-        const float4 sum = from[(i * kAdders * kGroups + g) * kWarp];
-        totals[g][0] += sum.x, totals[g][1] += sum.y;
-        totals[g][2] += sum.z, totals[g][3] += sum.w;
-      }
+    for (int slab = 0; slab < kGroupSlabs; ++slab) {
+      results.finish(is_first(at), at.group() * kGroupSlabs + slab, tile, scales, totals[slab]);
+#pragma unroll
+      for (int i = 0; i < kGroups * 4; ++i) totals[slab][i / 4][i % 4] = 0;
     }
   }
 
@@ -429,7 +451,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     experts_decode_kernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   let_next_start();
-  wait_for_previous();
   Decoder<kTokens, kParts, kFp8>(args, shared).run();
 }
 

@@ -12,6 +12,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Pairs of blocks in a row, the last of which may be one.
+__host__ __device__ int block_pairs(const PackArgs& args) { return (args.cols / 16 + 1) / 2; }
+
 __global__ void __launch_bounds__(kThreads) pack_scales_kernel(PackArgs args) {
   const int blocks = args.cols / 16;
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -21,7 +24,9 @@ __global__ void __launch_bounds__(kThreads) pack_scales_kernel(PackArgs args) {
 }
 
 // The 16 codes of a block, low nibble first, with their scale's sign; converts the scale in place.
+// Zeros for a block or a row that the matrix lacks.
 __device__ uint2 take_block(const PackArgs& args, int row, int block) {
+  if (row >= args.rows || block >= args.cols / 16) return {};
   std::uint8_t& scale = args.out[scale_place(args.shape, packed_row(args.kind, row), block)];
   const uint2 codes =
       *reinterpret_cast<const uint2*>(args.codes + std::int64_t{row} * args.cols / 2 + block * 8);
@@ -30,33 +35,38 @@ __device__ uint2 take_block(const PackArgs& args, int row, int block) {
   return {signed_codes(codes.x, raw), signed_codes(codes.y, raw)};
 }
 
-// One thread packs one block of a row, or of rows r and r + 8, which share their words.
+// One thread packs two blocks, the atoms of a pair, of a row, or of rows r and r + 8, which share
+// their words.
 __global__ void __launch_bounds__(kThreads) pack_codes_kernel(PackArgs args) {
-  const int blocks = args.cols / 16;
+  const int pairs = block_pairs(args);
   const bool plain = args.kind == PackedRows::kPlain;
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int pair = static_cast<int>(i / blocks);
-  const int block = static_cast<int>(i % blocks);
-  const int row = plain ? pair / 8 * 16 + pair % 8 : pair;
+  const int rows = static_cast<int>(i / pairs);
+  const int pair = static_cast<int>(i % pairs);
+  const int row = plain ? rows / 8 * 16 + rows % 8 : rows;
   if (row >= args.rows) return;
 
-  uint2 rows[2] = {};
-  rows[args.kind == PackedRows::kUp ? 1 : 0] = take_block(args, row, block);
-  if (plain && row + 8 < args.rows) rows[1] = take_block(args, row + 8, block);
+  uint2 codes[2][2] = {};  // by atom and row
+  for (int atom = 0; atom < 2; ++atom) {
+    codes[atom][args.kind == PackedRows::kUp ? 1 : 0] = take_block(args, row, pair * 2 + atom);
+    if (plain) codes[atom][1] = take_block(args, row + 8, pair * 2 + atom);
+  }
 
   const int first_row = packed_row(plain ? PackedRows::kPlain : PackedRows::kGate, row);
   for (int t = 0; t < 4; ++t) {
-    std::uint32_t word = 0;
-    for (int half = 0; half < 2; ++half) {
-      const int shift = 8 * t + 4 * half;
-      for (int r = 0; r < 2; ++r) {
-        word |= quad_bits(r, rows[r].x >> shift & 15u) << (16 * half);
-        word |= quad_bits(r + 2, rows[r].y >> shift & 15u) << (16 * half);
-      }
+    QuadBits words;
+    for (int n = 0; n < 16; ++n) {
+      const int atom = n / 8, half = n / 4 % 2, member = n % 4;
+      const uint2& block = codes[atom][member % 2];
+      const std::uint32_t code = (member < 2 ? block.x : block.y) >> (8 * t + 4 * half) & 15u;
+      const QuadBits bits = quad_bits(atom, member, code);
+      words.even |= bits.even << (16 * half);
+      words.odd |= bits.odd << (16 * half);
     }
-    auto* at = reinterpret_cast<std::uint32_t*>(
-        args.out + code_place(args.shape, first_row, block * 16 + 2 * t).word);
-    *at = args.kind == PackedRows::kUp ? *at | word : word;
+    auto* at = reinterpret_cast<uint2*>(args.out +
+                                        code_place(args.shape, first_row, pair * 32 + 2 * t).words);
+    if (args.kind == PackedRows::kUp) words = {at->x | words.even, at->y | words.odd};
+    *at = {words.even, words.odd};
   }
 }
 
@@ -92,7 +102,7 @@ __device__ Fp8Block take_fp8_block(const PackArgs& args, int row, int pair) {
 
 // As pack_codes_kernel, of 32 columns.
 __global__ void __launch_bounds__(kThreads) pack_fp8_kernel(PackArgs args) {
-  const int pairs = (args.cols + 31) / 32;
+  const int pairs = block_pairs(args);
   const bool plain = args.kind == PackedRows::kPlain;
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const int number = static_cast<int>(i / pairs);
@@ -116,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) pack_fp8_kernel(PackArgs args) {
         }
       }
       auto* at = reinterpret_cast<std::uint32_t*>(
-          args.out + code_place(args.shape, first_row, pair * 32 + atom * 16 + 2 * t).word);
+          args.out + code_place(args.shape, first_row, pair * 32 + 2 * t).words + 4 * atom);
       *at = args.kind == PackedRows::kUp ? *at | word : word;
     }
 }
@@ -131,17 +141,11 @@ void pack_scales(const PackArgs& args, cudaStream_t stream) {
 }
 
 void pack_codes(const PackArgs& args, cudaStream_t stream) {
-  const int pairs = args.kind == PackedRows::kPlain ? padded_to(args.rows, 16) / 2 : args.rows;
-  if (args.tops != nullptr) {
-    const std::int64_t count = std::int64_t{pairs} * ((args.cols + 31) / 32);
-    pack_fp8_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
-                      stream>>>(args);
-    QT_CUDA(cudaGetLastError());
-    return;
-  }
-  const std::int64_t count = std::int64_t{pairs} * (args.cols / 16);
-  pack_codes_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
-                      stream>>>(args);
+  const int rows = args.kind == PackedRows::kPlain ? padded_to(args.rows, 16) / 2 : args.rows;
+  const std::int64_t count = std::int64_t{rows} * block_pairs(args);
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  const auto kernel = args.tops != nullptr ? pack_fp8_kernel : pack_codes_kernel;
+  kernel<<<blocks, kThreads, 0, stream>>>(args);
   QT_CUDA(cudaGetLastError());
 }
 

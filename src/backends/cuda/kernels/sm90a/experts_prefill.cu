@@ -81,7 +81,7 @@ struct Multiplier {
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
           const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
-          slab[block] = load_slab(packed + rows / 4 * kChunkBytes, rows % 4 * 4 + i, lane_id());
+          slab[block] = load_slab(packed + rows / 2 * kChunkBytes, rows % 2 * 4 + i, lane_id());
         }
         std::uint32_t a[4][kBlocks][4];
 #pragma unroll

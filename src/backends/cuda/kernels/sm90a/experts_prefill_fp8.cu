@@ -50,12 +50,12 @@ struct Multiplier {
     if (lane_id() == 0) barrier_arrive(barrier);
   }
 
-  // Where the slabs of a block of rows start among those of a chunk of 64 rows.
+  // Where the slabs of a block of rows start among those of a chunk.
   __device__ const std::uint8_t* packed_rows(int block, int& first_slab) const {
     const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
-    first_slab = rows % 4 * 4;
+    first_slab = rows % 2 * 4;
     return shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp() / 4 * kTileBytes +
-           rows / 4 * kChunkBytes;
+           rows / 2 * kChunkBytes;
   }
   __device__ __forceinline__ void decode(int half, int block, Operand& a) const {
     int first_slab;
