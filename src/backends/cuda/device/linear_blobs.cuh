@@ -73,8 +73,10 @@ __device__ inline float4 load_inputs(const LinearTiles& args, int group, int tok
   float4 x = *reinterpret_cast<const float4*>(args.x + at);
   if (args.up != nullptr) {
     const float4 up = *reinterpret_cast<const float4*>(args.up + at);
-    x = {swiglu_value(x.x, up.x, args.limit), swiglu_value(x.y, up.y, args.limit),
-         swiglu_value(x.z, up.z, args.limit), swiglu_value(x.w, up.w, args.limit)};
+    x = {swiglu_value<close_sigmoid>(x.x, up.x, args.limit),
+         swiglu_value<close_sigmoid>(x.y, up.y, args.limit),
+         swiglu_value<close_sigmoid>(x.z, up.z, args.limit),
+         swiglu_value<close_sigmoid>(x.w, up.w, args.limit)};
   }
   return x;
 }

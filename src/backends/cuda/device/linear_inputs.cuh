@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inputs of a warp's block of 128 columns as operand B, both parts, straight from memory to
-// registers.
+// Inputs of a slice of columns as operand B, both 16-bit parts, in shared memory.
 #pragma once
 
 #include <cstdint>
@@ -31,70 +30,99 @@ struct InputRows {
   }
 };
 
-/// Operand B of a block of columns and 8 tokens. Lane l has token l / 4; word j of a pair is
-/// register j % 2 of step j / 2.
-struct InputBlock {
-  uint4 part[2][kSteps / 2];
+/// [kSliceBlocks][kSteps][kTokens][4 lanes of a token]: what a lane gives to one step, the first
+/// part in x and y, the second in z and w.
+template <int kTokens>
+struct SplitInputs {
+  static constexpr int kBytes = kSliceBlocks * kSteps * kTokens * 64;
+  static constexpr int kFactors = kSliceBlocks * kTokens;
+  uint4* parts;
+  float* factors;  // [kSliceBlocks][kTokens]: what sums of a token and block need
+
+  __device__ uint4& at(int block, int step, int token, int quarter) const {
+    return parts[((block * kSteps + step) * kTokens + token) * 4 + quarter];
+  }
 };
 
-/// The column of a block from which a lane's load `q` of 8 starts; place_of_column() inverted.
-template <LinearKind kKind>
-__device__ inline int input_column(int q, int quarter) {
-  if constexpr (kKind == LinearKind::kFp8) return 64 * (q / 4) + 16 * quarter + 4 * (q % 4);
-  if constexpr (kKind == LinearKind::kBf16) return 32 * (q / 2) + 8 * quarter + 4 * (q % 2);
-  return 32 * quarter + 4 * q;
-}
+/// Eight columns of a token, which are a lane's share of two steps.
+struct InputOctet {
+  float4 low, high;
 
-/// A lane's inputs of a block, as they are asked for.
-using LaneInputs = float4[kSteps];
-
-template <LinearKind kKind>
-__device__ inline void load_inputs(const InputRows& rows, int token, int first_column,
-                                   LaneInputs& v) {
-  const auto column = [&](int q) { return first_column + input_column<kKind>(q, lane_id() % 4); };
-#pragma unroll
-  for (int q = 0; q < kSteps; ++q) v[q] = rows.load(rows.x, token, column(q));
-  if (rows.up == nullptr) return;
-#pragma unroll
-  for (int q = 0; q < kSteps; ++q) {
-    const float4 up = rows.load(rows.up, token, column(q));
-    v[q] = {swiglu_value(v[q].x, up.x, rows.limit), swiglu_value(v[q].y, up.y, rows.limit),
-            swiglu_value(v[q].z, up.z, rows.limit), swiglu_value(v[q].w, up.w, rows.limit)};
+  __device__ void load(const InputRows& rows, int token, int column) {
+    low = rows.load(rows.x, token, column);
+    high = rows.load(rows.x, token, column + 4);
+    if (rows.up == nullptr) return;
+    low = gated(low, rows.load(rows.up, token, column), rows.limit);
+    high = gated(high, rows.load(rows.up, token, column + 4), rows.limit);
   }
-}
+  __device__ float amax() const {
+    return fmaxf(fmaxf(fmaxf(fabsf(low.x), fabsf(low.y)), fmaxf(fabsf(low.z), fabsf(low.w))),
+                 fmaxf(fmaxf(fabsf(high.x), fabsf(high.y)), fmaxf(fabsf(high.z), fabsf(high.w))));
+  }
+  __device__ static float4 gated(const float4& x, const float4& up, float limit) {
+    return {swiglu_value<close_sigmoid>(x.x, up.x, limit),
+            swiglu_value<close_sigmoid>(x.y, up.y, limit),
+            swiglu_value<close_sigmoid>(x.z, up.z, limit),
+            swiglu_value<close_sigmoid>(x.w, up.w, limit)};
+  }
+};
 
-/// Returns the factor that sums of the lane's token need.
-template <LinearKind kKind>
-__device__ inline float split_inputs(const LaneInputs& v, InputBlock& out) {
-  float amax = 0;
+/// Splits one octet of a block into its two steps; all lanes of a warp, 16 in a row have a token's
+/// block, whose columns from 8 (lane % 16) on are theirs. There may be no room for the token.
+template <LinearKind kKind, int kTokens>
+__device__ inline void split_octet(const InputOctet& v, const SplitInputs<kTokens>& out, int block,
+                                   int token) {
+  const int octet = lane_id() % 16;
+  InputRange range;
   if constexpr (kKind == LinearKind::kFp8) {
-#pragma unroll
-    for (int q = 0; q < kSteps; ++q)
-      amax = fmaxf(amax,
-                   fmaxf(fmaxf(fabsf(v[q].x), fabsf(v[q].y)), fmaxf(fabsf(v[q].z), fabsf(v[q].w))));
-    amax = warp_max<4>(amax);  // the lanes of a token
+    range = input_range<kKind>(warp_max<16>(v.amax()));
+    if (octet == 0 && token < kTokens) out.factors[block * kTokens + token] = range.factor;
   }
-  const InputRange range = input_range<kKind>(amax);
-#pragma unroll
-  for (int pair = 0; pair < kSteps / 2; ++pair) {
-    const float4 a = v[2 * pair], b = v[2 * pair + 1];
-    std::uint32_t word[4][2];
-    if constexpr (kIsFp4<kKind>) {  // codes four apart stand side by side
-      split_pair<kKind>(a.x, b.x, range.up, word[0]);
-      split_pair<kKind>(a.y, b.y, range.up, word[1]);
-      split_pair<kKind>(a.z, b.z, range.up, word[2]);
-      split_pair<kKind>(a.w, b.w, range.up, word[3]);
-    } else {
-      split_pair<kKind>(a.x, a.y, range.up, word[0]);
-      split_pair<kKind>(a.z, a.w, range.up, word[1]);
-      split_pair<kKind>(b.x, b.y, range.up, word[2]);
-      split_pair<kKind>(b.z, b.w, range.up, word[3]);
-    }
-#pragma unroll
-    for (int part = 0; part < 2; ++part)
-      out.part[part][pair] = {word[0][part], word[1][part], word[2][part], word[3][part]};
+  if (token >= kTokens) return;
+  // place_of_column() of the first of the eight columns; codes of FP4 four apart stand side by side
+  int step, quarter;
+  std::uint32_t word[4][2];
+  if constexpr (kIsFp4<kKind>) {
+    step = octet % 4 * 2, quarter = octet / 4;
+    split_pair<kKind>(v.low.x, v.high.x, range.up, word[0]);
+    split_pair<kKind>(v.low.y, v.high.y, range.up, word[1]);
+    split_pair<kKind>(v.low.z, v.high.z, range.up, word[2]);
+    split_pair<kKind>(v.low.w, v.high.w, range.up, word[3]);
+  } else {
+    if constexpr (kKind == LinearKind::kFp8)
+      step = octet / 8 * 4 + octet % 2 * 2, quarter = octet / 2 % 4;
+    else
+      step = octet / 4 * 2, quarter = octet % 4;
+    split_pair<kKind>(v.low.x, v.low.y, range.up, word[0]);
+    split_pair<kKind>(v.low.z, v.low.w, range.up, word[1]);
+    split_pair<kKind>(v.high.x, v.high.y, range.up, word[2]);
+    split_pair<kKind>(v.high.z, v.high.w, range.up, word[3]);
   }
-  return range.factor;
+  out.at(block, step, token, quarter) = {word[0][0], word[1][0], word[0][1], word[1][1]};
+  out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0], word[2][1], word[3][1]};
+}
+
+/// Splits the `blocks` blocks of a slice, `rows.tokens` tokens; all threads of a block of
+/// `kThreads`. A barrier makes the parts known to all.
+template <LinearKind kKind, int kTokens, int kThreads>
+__device__ inline void split_inputs(const InputRows& rows, int slice, int blocks,
+                                    const SplitInputs<kTokens>& out) {
+  constexpr int kPitch = kThreads / 16;
+  constexpr int kOfThread = kTokens * kSliceBlocks / kPitch;
+  const int first = static_cast<int>(threadIdx.x) / 16;
+  const int column = slice * kSliceBlocks * kLinearBlock + lane_id() % 16 * 8;
+  InputOctet v[kOfThread];
+#pragma unroll
+  for (int i = 0; i < kOfThread; ++i) {
+    const int item = i * kPitch + first;
+    v[i].load(rows, item / blocks, column + item % blocks * kLinearBlock);
+  }
+#pragma unroll
+  for (int i = 0; i < kOfThread; ++i) {
+    const int item = i * kPitch + first;
+    if (i * kPitch < rows.tokens * blocks)  // all of a warp or none, which compare
+      split_octet<kKind>(v[i], out, item % blocks, item / blocks);
+  }
 }
 
 }  // namespace quatrain::cuda

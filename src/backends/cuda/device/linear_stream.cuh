@@ -7,67 +7,73 @@
 
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/cluster.cuh"
+#include "backends/cuda/device/linear_inputs.cuh"
 #include "backends/cuda/device/linear_strip.cuh"
 #include "backends/cuda/launch/linear_stream.h"
 
 namespace quatrain::cuda::stream {
 
-inline constexpr int kWarps = kSliceBlocks;  // a warp per block of columns
-inline constexpr int kThreads = kWarps * kWarp;
+inline constexpr int kMaxClusterBlocks = 8;  // what every chip schedules
 
-/// Strips of a turn: enough products that do not wait for each other.
-template <LinearKind kKind, int kTokenTiles>
-inline constexpr int kTurn = kKind == LinearKind::kBf16 || kTokenTiles == 2 ? 1 : 2;
-/// Turns whose products are kept, and turns after which they are added up: by then most warps have
-/// come that far.
-inline constexpr int kBuffers = 2, kLag = 1;
-/// Strips that a warp has in its ring.
-template <LinearKind kKind, int kTokenTiles>
-inline constexpr int kRing = kKind == LinearKind::kBf16  ? 2
-                             : kKind == LinearKind::kFp8 ? 4
-                                                         : 8;
-/// Strips after which the sums of slices meet.
+/// Inputs of 8 tokens are read so fast from shared memory that every warp may take one strip at a
+/// time; with 16 tokens half as many warps take two, which share what they read.
 template <int kTokenTiles>
-inline constexpr int kRound = 16 / kTokenTiles;
+inline constexpr int kWarps = 16 / kTokenTiles;
+template <int kTokenTiles>
+inline constexpr int kThreads = kWarps<kTokenTiles>* kWarp;
+template <LinearKind kKind, int kTokenTiles>
+inline constexpr int kUnitStrips = kTokenTiles == 2 && kKind != LinearKind::kBf16 ? 2 : 1;
+/// Blocks of columns that a warp multiplies at once, so that products need not wait for each other.
+template <LinearKind kKind, int kTokenTiles>
+inline constexpr int kTurn = kTokenTiles == 1 && kKind != LinearKind::kBf16 ? 2 : 1;
+
+/// Bytes of a unit's block of columns, and how many of those a warp has under way.
+template <LinearKind kKind, int kTokenTiles>
+inline constexpr int kSlotBytes = kUnitStrips<kKind, kTokenTiles>* kStripBytes<kKind>;
+template <int kTokenTiles>
+inline constexpr int kWarpRingBytes = kTokenTiles == 1 ? 8192 : 12288;
+template <LinearKind kKind, int kTokenTiles>
+inline constexpr int kSlots = kWarpRingBytes<kTokenTiles> / kSlotBytes<kKind, kTokenTiles>;
+
+/// Strips after which the sums of slices meet. Fewer where there are many slices, whose sums would
+/// not find room.
+template <LinearKind kKind, int kTokenTiles>
+__host__ __device__ constexpr int round_strips(int slices) {
+  const int all = kWarps<kTokenTiles> * kUnitStrips<kKind, kTokenTiles>;
+  return slices > 2 * kMaxClusterBlocks ? all / 4 : slices > kMaxClusterBlocks ? all / 2 : all;
+}
+/// As many of them as a block of the cluster collects, at most.
+template <LinearKind kKind, int kTokenTiles>
+__host__ __device__ constexpr int owned_strips(int slices, int cluster_blocks) {
+  return (round_strips<kKind, kTokenTiles>(slices) + cluster_blocks - 1) / cluster_blocks;
+}
 
 /// Dynamic shared memory of a block.
-template <LinearKind kKind, int kTokenTiles>
+template <int kTokenTiles>
 struct Shared {
   static constexpr int kTokens = 8 * kTokenTiles;
-  static constexpr int kStrips = kTurn<kKind, kTokenTiles>;
-  static constexpr int kStripPartials = kWarps * kStripRows * kTokens;
-  static constexpr int kScales = 2 * kStrips * kWarps;
-  char* ring;          // [kWarps][kRing] strips
-  float* ring_scales;  // [kWarps][kRing][2]: FP8, of the first and the last row of a strip
-  float* partials;     // [kBuffers][kStrips][kWarps][kStripRows][kTokens]: products
-  Barrier* full;       // [kBuffers]: all warps have stored their products
-  Barrier* empty;      // [kBuffers]: they have been added up
-  Barrier* complete;   // [2]: all sums of a round have come
-  Barrier* taken;      // [2]: all blocks have taken them
-  float* factors;      // [kBuffers][kWarps][kTokens]: of the inputs
-  float* scales;       // [kBuffers][kStrips][2][kWarps]: as ring_scales, of a turn
-  float* received;     // [2][slices][rows_per_block][kTokens]: sums of a round
+  SplitInputs<kTokens> inputs;
+  char* ring;         // [kWarps][kSlots][kSlotBytes]
+  float4* received;   // [2][slices][owned strips][kTokenTiles][lanes]: sums of a round
+  Barrier* complete;  // [2]: all sums of a round have come
+  Barrier* taken;     // [2]: all blocks have taken them
 
-  static constexpr std::size_t kRingBytes = static_cast<std::size_t>(kWarps) *
-                                            kRing<kKind, kTokenTiles> *
-                                            (kStripBytes<kKind> + 2 * sizeof(float));
-  static constexpr std::size_t kPartialBytes = std::size_t{4} * kBuffers * kStrips * kStripPartials;
-  static constexpr int kBarriers = 2 * kBuffers + 4;
-  static constexpr std::size_t kBytes = kRingBytes + kPartialBytes + kBarriers * sizeof(Barrier) +
-                                        std::size_t{4} * kBuffers * (kWarps * kTokens + kScales);
+  static constexpr int kRingBytes = kWarps<kTokenTiles> * kWarpRingBytes<kTokenTiles>;
+  static constexpr std::size_t kBytes = SplitInputs<kTokens>::kBytes + kRingBytes +
+                                        4 * SplitInputs<kTokens>::kFactors + 4 * sizeof(Barrier);
 
   __device__ explicit Shared(char* memory) {
-    ring = memory;
-    ring_scales =
-        reinterpret_cast<float*>(ring + kWarps * kRing<kKind, kTokenTiles> * kStripBytes<kKind>);
-    partials = reinterpret_cast<float*>(ring + kRingBytes);
-    full = reinterpret_cast<Barrier*>(ring + kRingBytes + kPartialBytes);
-    empty = full + kBuffers;
-    complete = empty + kBuffers;
+    inputs.parts = reinterpret_cast<uint4*>(memory);
+    ring = memory + SplitInputs<kTokens>::kBytes;
+    inputs.factors = reinterpret_cast<float*>(ring + kRingBytes);
+    complete = reinterpret_cast<Barrier*>(inputs.factors + SplitInputs<kTokens>::kFactors);
     taken = complete + 2;
-    factors = reinterpret_cast<float*>(full + kBarriers);
-    scales = factors + kBuffers * kWarps * kTokens;
-    received = scales + kBuffers * kScales;
+    received = reinterpret_cast<float4*>(taken + 2);
+  }
+  /// With room for what is received.
+  static constexpr std::size_t bytes(int slices, int owned) {
+    return kBytes + static_cast<std::size_t>(slices > 1 ? 2 * slices * owned : 0) * kTokenTiles *
+                        kWarp * sizeof(float4);
   }
 };
 
@@ -105,27 +111,5 @@ __device__ inline Strip strip_of(const StreamProduct& product, int group, int st
   return {.row = first + (strip - product.first_strip) * kStripRows,
           .end = first + product.group_rows};
 }
-
-/// The order in which a block meets its strips: in rounds, each of them once per slice.
-template <int kTokenTiles>
-struct Walk {
-  int round, slice, strip;
-
-  __device__ explicit Walk(const Share& share)
-      : round(share.first), slice(share.first_slice), strip(share.first) {}
-  __device__ bool ended(const Share& share) const { return round >= share.end; }
-  __device__ int round_end(const Share& share) const {
-    return min(round + kRound<kTokenTiles>, share.end);
-  }
-  __device__ void advance(const Share& share, int strips) {
-    strip += strips;
-    if (strip < round_end(share)) return;
-    if (++slice == share.end_slice) {
-      slice = share.first_slice;
-      round += kRound<kTokenTiles>;
-    }
-    strip = round;
-  }
-};
 
 }  // namespace quatrain::cuda::stream

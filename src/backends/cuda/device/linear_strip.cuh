@@ -97,6 +97,7 @@ class StripReader {
 template <LinearKind kKind>
 class StripCopier {
  public:
+  StripCopier() = default;
   /// Strips are counted from row `first_row` on.
   __device__ StripCopier(const Matrix& w, int first_row, int end, int block) {
     const int row = first_row + lane_id() / 4;
@@ -144,9 +145,9 @@ class StripCopier {
   }
 
  private:
-  const char* from_;  // of the lane's first row, at its quarter of 64 bytes
-  int row_bytes_;
-  int rows_, columns_;  // from there to the end
+  const char* from_ = nullptr;  // of the lane's first row, at its quarter of 64 bytes
+  int row_bytes_ = 0;
+  int rows_ = 0, columns_ = 0;  // from there to the end
 };
 
 }  // namespace quatrain::cuda

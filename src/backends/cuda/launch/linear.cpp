@@ -2,6 +2,7 @@
 // linears: sorts the products of a launch by kind of weight and picks the kernel by tokens.
 #include <algorithm>
 
+#include "backends/cuda/cuda_check.h"
 #include "backends/cuda/launch/linear_stream.h"
 #include "backends/cuda/launch/linear_tiles.h"
 
@@ -32,15 +33,19 @@ LinearKind kind_of(const Matrix& w) {
 constexpr LinearKind kKinds[kLinearKinds] = {LinearKind::kBf16, LinearKind::kFp8,
                                              LinearKind::kNvfp4, LinearKind::kMxfp4};
 
-LinearStream as_stream(const LinearsArgs& args) {
+LinearInputs inputs_of(const LinearsArgs& args) {
   const int cols = args.products[0].w.cols;
-  LinearStream all{.x = args.x,
-                   .up = args.up,
-                   .limit = args.limit,
-                   .tokens = args.tokens,
-                   .groups = args.groups,
-                   .cols = cols,
-                   .slices = ceil_div(cols, kSliceBlocks * kLinearBlock)};
+  return {.x = args.x,
+          .up = args.up,
+          .limit = args.limit,
+          .tokens = args.tokens,
+          .groups = args.groups,
+          .cols = cols,
+          .slices = ceil_div(cols, kSliceBlocks * kLinearBlock)};
+}
+
+LinearStream as_stream(const LinearsArgs& args) {
+  LinearStream all{inputs_of(args)};
   int count = 0;
   for (const LinearKind kind : kKinds) {
     StreamPart part{.kind = kind, .first_product = count};
@@ -59,14 +64,7 @@ LinearStream as_stream(const LinearsArgs& args) {
 }
 
 LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
-  const int cols = args.products[0].w.cols;
-  LinearTiles some{.x = args.x,
-                   .up = args.up,
-                   .limit = args.limit,
-                   .tokens = args.tokens,
-                   .groups = args.groups,
-                   .cols = cols,
-                   .slices = ceil_div(cols, kSliceBlocks * kLinearBlock)};
+  LinearTiles some{inputs_of(args)};
   for (int i = 0; i < args.count; ++i) {
     const Product& product = args.products[i];
     if (kind_of(product.w) != kind) continue;
@@ -76,7 +74,39 @@ LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
   return some;
 }
 
+/// Of a strip and slice, and so its part of a launch's reading.
+std::int64_t strip_bytes(LinearKind kind) {
+  return kind == LinearKind::kBf16 ? 32768 : kind == LinearKind::kFp8 ? 16384 : 8192;
+}
+
 }  // namespace
+
+void share_out(LinearStream& args, int clusters) {
+  std::int64_t bytes_left = 0;
+  for (int p = 0; p < args.parts; ++p)
+    bytes_left += args.part[p].strips * strip_bytes(args.part[p].kind);
+  int left = std::max(1, clusters / args.groups), first = 0;
+  for (int p = 0; p < args.parts; ++p) {
+    StreamPart& part = args.part[p];
+    const std::int64_t bytes = part.strips * strip_bytes(part.kind);
+    const int fair = static_cast<int>((left * bytes + bytes_left / 2) / bytes_left);
+    part.clusters = std::clamp(fair, 1, part.strips);
+    part.first_cluster = first;
+    first += part.clusters * args.groups;
+    left = std::max(0, left - part.clusters);
+    bytes_left -= bytes;
+  }
+}
+
+int multiprocessors() {
+  static const int count = [] {
+    int device = 0, found = 0;
+    QT_CUDA(cudaGetDevice(&device));
+    QT_CUDA(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device));
+    return found;
+  }();
+  return count;
+}
 
 bool has_fast_linear(const Matrix& w) {
   if (!stream_takes(w.cols)) return false;

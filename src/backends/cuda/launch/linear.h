@@ -44,6 +44,17 @@ struct LinearsArgs {
   Product products[kMaxProducts] = {};  // all of the same cols
 };
 
+/// Inputs of a launch, and how their columns are cut.
+struct LinearInputs {
+  const float* x = nullptr;  // as in LinearsArgs
+  const float* up = nullptr;
+  float limit = 0;
+  int tokens = 0;
+  int groups = 1;
+  int cols = 0;
+  int slices = 0;  // of the columns
+};
+
 /// Memory for the split inputs of many tokens. Without it, or where it is too small, the weights
 /// are read once more for every 16 tokens.
 struct LinearScratch {
@@ -53,6 +64,9 @@ struct LinearScratch {
 
 /// Whether linears() takes the matrix: a format it knows, in rows of whole 16-byte words.
 bool has_fast_linear(const Matrix& w);
+
+/// Multiprocessors of the device in use.
+int multiprocessors();
 
 /// out_i[t, n] = Σ_k x[t, g(n), k] W_i[n, k]; has_fast_linear() must hold for every W_i.
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream);

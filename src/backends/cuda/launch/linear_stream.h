@@ -25,24 +25,19 @@ struct StreamPart {
   int first_product = 0;
   int count = 0;
   int strips = 0;         // of a group, all products together
-  int first_cluster = 0;  // set by stream_linears(), and
+  int first_cluster = 0;  // set by share_out(), and
   int clusters = 0;       // how many share a group's strips
 };
 
-struct LinearStream {
-  const float* x = nullptr;
-  const float* up = nullptr;
-  float limit = 0;
-  int tokens = 0;
-  int groups = 1;
-  int cols = 0;
-  int slices = 0;            // of the columns
-  int slices_per_block = 1;  // set by stream_linears(), and
-  int rows_per_block = 0;    // of a round, whose sums a block collects
+struct LinearStream : LinearInputs {
+  int slices_per_block = 1;  // set by stream_linears()
   int parts = 0;
   StreamPart part[kLinearKinds] = {};
   StreamProduct products[kMaxProducts] = {};
 };
+
+/// Shares `clusters` out over the parts by their bytes, at least one for each group.
+void share_out(LinearStream& args, int clusters);
 
 /// Whether stream_linears() takes rows of this many columns.
 bool stream_takes(int cols);

@@ -21,15 +21,8 @@ struct TiledProduct {
   int first_tile = 0;
 };
 
-struct LinearTiles {
-  const float* x = nullptr;
-  const float* up = nullptr;
-  float limit = 0;
-  int tokens = 0;
-  int groups = 1;
-  int cols = 0;
+struct LinearTiles : LinearInputs {
   int tiles = 0;
-  int slices = 0;  // of the columns
   int count = 0;
   TiledProduct products[kMaxProducts] = {};
 };

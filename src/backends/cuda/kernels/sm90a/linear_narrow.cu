@@ -419,16 +419,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, found = 0;
-    QT_CUDA(cudaGetDevice(&device));
-    QT_CUDA(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device));
-    return found;
-  }();
-  return count;
-}
-
 int tiles_of(const LinearTiles& args, int rows) {
   int tiles = 0;
   for (int i = 0; i < args.count; ++i)

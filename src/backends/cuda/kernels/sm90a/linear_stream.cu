@@ -2,17 +2,14 @@
 // stream_linears, linears for few tokens: weights stream through the chip.
 //
 // A block takes one slice of 1024 columns, a cluster all of them, and every cluster its share of
-// the strips of 16 rows. Each of the 8 warps of a block has 128 columns: it splits its inputs once,
-// into registers, and multiplies strip after strip with them. Weights come through a ring in shared
-// memory that each lane fills and empties for itself, with no barrier. The warps take turns at
-// adding up the products of all of them, in the order of columns; the sums of slices are sent to
-// the block of the cluster that has their row, which adds them in order.
+// the strips of 16 rows. Every multiprocessor has one block, which splits its inputs once, into
+// shared memory. After that its warps go their own ways: each multiplies strips of its own, a block
+// of 128 columns after the other, and keeps their sums in registers. Weights come through a ring in
+// shared memory that each lane fills and empties for itself, with no barrier. The sums of slices
+// are sent to the block of the cluster that has their strip, which adds them in order.
 //
-// Two blocks fit a multiprocessor. Of a small launch one is there, so that the rings of the next
-// one fill, since weights depend on nothing, while this one ends.
-//
-// Limits: for one wave of blocks the start, the end and the latency of a turn; the head streams at
-// the bandwidth of memory.
+// Limits: for one wave of blocks the start, the end and the inputs; the head streams at the
+// bandwidth of memory.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -32,9 +29,7 @@ namespace {
 
 using namespace stream;
 
-constexpr int kMaxClusterBlocks = 8;  // what every chip schedules
-
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /// One part of a launch by one block. Members are what its phases share.
 template <LinearKind kKind, int kTokenTiles>
@@ -45,157 +40,164 @@ class Stream {
         part_(part),
         shared_(memory),
         share_(share_of(args, part, kTokens)),
-        fetched_(share_),
-        source_(args.products[0].w, 0, 0, 0) {}
+        round_strips_(round_strips<kKind, kTokenTiles>(args.slices)),
+        fetched_(first_place()),
+        scaled_(first_place()) {}
 
   __device__ void run() {
-    for (int i = 0; i < kSlots; ++i) fetch();
-    Walk at(share_);
-    Scales scales;
-    load_scales(at, scales);
     init_barriers();
+    for (int i = 0; i < kRing; ++i) fetch();
+    load_scales();
     wait_for_previous();
+    int inputs_of = share_.first_slice;
+    load_inputs(inputs_of);
+    __syncthreads();
+    if (is_split()) cluster_wait();  // whom sums are sent to has its barriers
 
-    InputBlock inputs[kTokenTiles];
-    float factors[kTokenTiles];
-    Walk late = at;  // what is added up
-    int turn = 0;
-    for (; !at.ended(share_); ++turn) {
-      if (at.strip == at.round && (turn == 0 || args_.slices_per_block > 1))
-        load_inputs(at.slice, inputs, factors);
-      Walk next = at;
-      next.advance(share_, kStrips);
-      Scales next_scales;
-      load_scales(next, next_scales);
-
-      const int strips = min(kStrips, at.round_end(share_) - at.strip);
-      float products[kStrips][kTokenTiles][4] = {};
-      wait_copies<kSlots - kStrips>();
-      if (has_block(at.slice)) multiply(strips, scales, inputs, products);
-      const int buffer = turn % kBuffers;
-      if (turn >= kBuffers) barrier_wait(shared_.empty + buffer, (turn / kBuffers - 1) % 2);
-      store(buffer, products, factors);
-      for (int i = 0; i < strips; ++i) {
-        next_out_ = next_out_ + 1 == kSlots ? 0 : next_out_ + 1;
-        fetch();
+    int nth = 0;
+    for (int round = share_.first; round < share_.end; round += round_strips_, ++nth) {
+      for (int slice = share_.first_slice; slice < share_.end_slice; ++slice) {
+        if (slice != inputs_of) {
+          __syncthreads();
+          load_inputs(slice);
+          __syncthreads();
+          inputs_of = slice;
+        }
+        if (has_unit(round + first_of_warp())) multiply_unit(round, nth, slice);
       }
-      if (turn >= kLag) add_blocks(late, turn - kLag);
-      at = next;
-      scales = next_scales;
+      if (is_split() && nth > 0) finish_round(round - round_strips_, nth - 1);
     }
-    Walk last = late;
-    for (int left = max(0, turn - kLag); left < turn; ++left) {
-      last = late;
-      add_blocks(late, left);
-    }
-    if (is_split())
-      finish_round(last.round, nth_round(last), static_cast<int>(threadIdx.x), kThreads);
+    if (is_split() && nth > 0) finish_round(share_.first + (nth - 1) * round_strips_, nth - 1);
   }
 
  private:
-  using SharedMemory = Shared<kKind, kTokenTiles>;
-  using Walk = quatrain::cuda::Walk<kTokenTiles>;
-  static constexpr int kTokens = SharedMemory::kTokens;
-  static constexpr int kStrips = SharedMemory::kStrips;
-  static constexpr int kSlots = kRing<kKind, kTokenTiles>;
+  static constexpr int kTokens = 8 * kTokenTiles;
+  static constexpr int kStrips = kUnitStrips<kKind, kTokenTiles>;
+  static constexpr int kBlocks = kTurn<kKind, kTokenTiles>;  // of a turn
+  static constexpr int kRing = kSlots<kKind, kTokenTiles>;
+  static constexpr int kSlot = kSlotBytes<kKind, kTokenTiles>;
+  static_assert(kRing % kBlocks == 0);
 
-  /// FP4: of a turn's strips, as WeightBlock has them.
+  /// How far a warp has come: a unit's first strip, a slice and a block of it.
+  struct Place {
+    int strip, slice, block;
+  };
+  /// Sums of a strip: a lane has rows g and g + 8, g = lane / 4, of two tokens each.
+  using Sums = float[kTokenTiles][4];
+  /// FP8: of block lane % 8, first or last row (lane / 8 % 2) and strip lane / 16 of a unit. FP4:
+  /// of a turn, as WeightBlock has them.
   struct Scales {
-    std::uint32_t of[kStrips][2];
+    float of_lane;
+    std::uint32_t of[kIsFp4<kKind> ? kBlocks : 1][kStrips][2];
   };
 
   __device__ bool is_split() const { return args_.slices > 1; }
-  __device__ int nth_round(const Walk& at) const {
-    return (at.round - share_.first) / kRound<kTokenTiles>;
+  __device__ int first_of_warp() const { return warp_id() * kStrips; }
+  __device__ bool has_unit(int strip) const {
+    return strip < share_.end && first_of_warp() < round_strips_;
   }
-  __device__ int block_of(int slice) const { return slice * kSliceBlocks + warp_id(); }
-  __device__ bool has_block(int slice) const { return block_of(slice) * kLinearBlock < args_.cols; }
-  __device__ char* slot(int i) const {
-    return shared_.ring + (warp_id() * kSlots + i) * kStripBytes<kKind> + lane_id() * 16;
+  __device__ Place first_place() const {
+    return {share_.first + first_of_warp(), share_.first_slice, 0};
+  }
+  __device__ int blocks_of(int slice) const {
+    return min(kSliceBlocks, ceil_div(args_.cols, kLinearBlock) - slice * kSliceBlocks);
+  }
+  __device__ void advance(Place& at, int blocks) const {
+    at.block += blocks;
+    if (at.block < blocks_of(at.slice)) return;
+    at.block = 0;
+    if (++at.slice < share_.end_slice) return;
+    at.slice = share_.first_slice;
+    at.strip += round_strips_;
+  }
+  /// Of strip `i` of a unit, empty beyond the block's share.
+  __device__ Strip rows_of(int strip, int& product) const {
+    product = product_at(args_, part_, min(strip, share_.end - 1));
+    Strip rows = strip_of(args_.products[product], share_.group, strip);
+    if (strip >= share_.end) rows.end = rows.row;
+    return rows;
   }
 
   __device__ void init_barriers() const {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < kBuffers; ++i) {
-        barrier_init(shared_.full + i, kWarps * kWarpArrivals);
-        barrier_init(shared_.empty + i, chunks() * kWarpArrivals);
-      }
+    if (threadIdx.x == 0 && is_split()) {
       for (int i = 0; i < 2; ++i) {
         barrier_init(shared_.complete + i, 1);
-        barrier_init(shared_.taken + i, static_cast<int>(cluster_size()) * kWarpArrivals);
+        barrier_init(shared_.taken + i, round_strips_ * kWarpArrivals);
       }
       barrier_init_fence();
+      for (int i = 0; i < 2; ++i) expect_round(share_.first + i * round_strips_, i);
     }
-    if (is_split())
-      cluster_sync();
-    else
-      __syncthreads();
+    __syncwarp();
+    if (is_split()) cluster_arrive();
   }
 
-  /// Starts the copy of the next strip into the slot that has fallen empty; one group per slot,
-  /// with nothing in it at the end.
+  // ---- weights ----
+
+  __device__ char* slot(int i) const {
+    return shared_.ring + warp_id() * kWarpRingBytes<kTokenTiles> + i * kSlot + lane_id() * 16;
+  }
+
+  /// Starts the copy of the next block of columns into the slot that has fallen empty; one group
+  /// per slot, with nothing in it at the end. A unit fills whole turns.
   __device__ void fetch() {
-    if (!fetched_.ended(share_)) {
-      if (has_block(fetched_.slice)) {
-        if (fetched_.strip < source_first_ || fetched_.strip >= source_end_ ||
-            fetched_.slice != source_slice_)
-          find_source();
-        source_.copy(fetched_.strip - source_first_, slot(next_in_));
-        if constexpr (kKind == LinearKind::kFp8)
-          if (lane_id() < 2) copy_scale();
-      }
-      fetched_.advance(share_, 1);
-      next_in_ = next_in_ + 1 == kSlots ? 0 : next_in_ + 1;
+    if (has_unit(fetched_.strip)) {
+      if (fetched_.block == 0) find_strips();
+#pragma unroll
+      for (int i = 0; i < kStrips; ++i)
+        copiers_[i].copy(0, slot(next_in_) + i * kStripBytes<kKind>);
+#pragma unroll
+      for (int i = 0; i < kStrips; ++i) copiers_[i].next_block();
+      if (kBlocks > 1 && fetched_.block % kBlocks != kBlocks - 1)
+        ++fetched_.block;
+      else
+        advance(fetched_, 1);
+      next_in_ = next_in_ + 1 == kRing ? 0 : next_in_ + 1;
     }
     commit_copies();
   }
-
-  __device__ float* ring_scale(int slot) const {
-    return shared_.ring_scales + (warp_id() * kSlots + slot) * 2 + lane_id();
-  }
-  /// Of the strip's first or last row, by the lane that reads it back.
-  __device__ void copy_scale() const {
-    if (source_scales_ == nullptr) {
-      *ring_scale(next_in_) = 1;
-      return;
-    }
-    const int row = min(
-        source_row_ + (fetched_.strip - source_first_) * kStripRows + lane_id() * (kStripRows - 1),
-        source_end_row_ - 1);
-    const int columns = (args_.cols + kLinearBlock - 1) / kLinearBlock;
-    copy4(shared_address(ring_scale(next_in_)), source_scales_ + row / kLinearBlock * columns);
-  }
-
-  __device__ void find_source() {
-    const StreamProduct& product = args_.products[product_at(args_, part_, fetched_.strip)];
-    const Strip first = strip_of(product, share_.group, product.first_strip);
-    source_first_ = product.first_strip;
-    source_end_ = source_first_ + (product.group_rows + kStripRows - 1) / kStripRows;
-    source_slice_ = fetched_.slice;
-    source_ = StripCopier<kKind>(product.w, first.row, first.end, block_of(fetched_.slice));
-    source_row_ = first.row;
-    source_end_row_ = first.end;
-    source_scales_ = product.w.format == WeightFormat::kFp8Block
-                         ? static_cast<const float*>(product.w.scales) + block_of(fetched_.slice)
-                         : nullptr;
-  }
-
-  __device__ void load_scales(const Walk& at, Scales& scales) const {
-    if constexpr (!kIsFp4<kKind>) return;
-    if (at.ended(share_) || !has_block(at.slice)) return;
-    const int last = at.round_end(share_) - 1;
+  __device__ void find_strips() {
 #pragma unroll
     for (int i = 0; i < kStrips; ++i) {
-      const int wanted = min(at.strip + i, last);
-      const StreamProduct& product = args_.products[product_at(args_, part_, wanted)];
-      const Strip strip = strip_of(product, share_.group, wanted);
-      if constexpr (kIsFp4<kKind>)
-        StripReader<kKind>(product.w, strip, block_of(at.slice)).load_scales(0, scales.of[i]);
+      int product;
+      const Strip rows = rows_of(fetched_.strip + i, product);
+      copiers_[i] = StripCopier<kKind>(args_.products[product].w, rows.row, rows.end,
+                                       fetched_.slice * kSliceBlocks);
     }
   }
 
-  __device__ void load_inputs(int slice, InputBlock (&inputs)[kTokenTiles],
-                              float (&factors)[kTokenTiles]) const {
+  /// Asks for the scales of the next unit (FP8) or turn (FP4).
+  __device__ void load_scales() {
+    if (kKind == LinearKind::kBf16 || !has_unit(scaled_.strip)) return;
+    if constexpr (kKind == LinearKind::kFp8) {
+      int product;
+      const Strip rows = rows_of(scaled_.strip + lane_id() / 16 % kStrips, product);
+      const Matrix& w = args_.products[product].w;
+      const int row = min(rows.row + lane_id() / 8 % 2 * (kStripRows - 1), rows.end - 1);
+      const int columns = ceil_div(args_.cols, kLinearBlock);
+      const int block = scaled_.slice * kSliceBlocks + lane_id() % kSliceBlocks;
+      next_scales_.of_lane = 1;
+      if (w.format == WeightFormat::kFp8Block && block < columns && rows.row < rows.end)
+        next_scales_.of_lane =
+            static_cast<const float*>(w.scales)[row / kLinearBlock * columns + block];
+      advance(scaled_, kSliceBlocks);
+    } else if constexpr (kIsFp4<kKind>) {
+#pragma unroll
+      for (int i = 0; i < kStrips; ++i) {
+        int product;
+        const Strip rows = rows_of(scaled_.strip + i, product);
+        const StripReader<kKind> reader(args_.products[product].w, rows,
+                                        scaled_.slice * kSliceBlocks);
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b)
+          reader.load_scales(scaled_.block + b, next_scales_.of[b][i]);
+      }
+      advance(scaled_, kBlocks);
+    }
+  }
+
+  // ---- products ----
+
+  __device__ void load_inputs(int slice) const {
     const InputRows rows{.x = args_.x,
                          .up = args_.up,
                          .limit = args_.limit,
@@ -204,244 +206,230 @@ class Stream {
                          .group = share_.group,
                          .groups = args_.groups,
                          .cols = args_.cols};
-    LaneInputs values[kTokenTiles];
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n)
-      quatrain::cuda::load_inputs<kKind>(rows, 8 * n + lane_id() / 4,
-                                         block_of(slice) * kLinearBlock, values[n]);
-#pragma unroll
-    for (int n = 0; n < kTokenTiles; ++n) factors[n] = split_inputs<kKind>(values[n], inputs[n]);
+    split_inputs<kKind, kTokens, kThreads<kTokenTiles>>(rows, slice, blocks_of(slice),
+                                                        shared_.inputs);
   }
 
-  __device__ void multiply(int strips, const Scales& scales,
-                           const InputBlock (&inputs)[kTokenTiles],
-                           float (&products)[kStrips][kTokenTiles][4]) const {
-    constexpr int kPairs = kSteps / 2 / kPieces<kKind>;  // of steps that a piece holds
-    WeightBlock<kKind> w[kStrips];
-    const char* from[kStrips];
-#pragma unroll
-    for (int i = 0; i < kStrips; ++i) {
-      const int at = next_out_ + min(i, strips - 1);
-      from[i] = slot(at >= kSlots ? at - kSlots : at);
-      if constexpr (kIsFp4<kKind>) {
-        w[i].scale[0] = scales.of[i][0];
-        w[i].scale[1] = scales.of[i][1];
-      }
-    }
-#pragma unroll
-    for (int pair = 0; pair < kSteps / 2; ++pair) {
-      std::uint32_t a[kStrips][2][4];
+  __device__ void multiply_unit(int round, int nth, int slice) {
+    Sums sums[kStrips] = {};
+    Scales scales;
+    int from[kStrips][2];  // FP8: the lanes that have the scales of this lane's two rows
+    if constexpr (kKind == LinearKind::kFp8) {
 #pragma unroll
       for (int i = 0; i < kStrips; ++i) {
-        if (pair % kPairs == 0)
+        int product;
+        const int first = rows_of(round + first_of_warp() + i, product).row;
 #pragma unroll
-          for (int half = 0; half < 2; ++half)
-            w[i].piece[pair / kPairs][half] =
-                StripCopier<kKind>::read_piece(from[i], pair / kPairs, half);
-        decode_pair<kKind>(w[i], pair, a[i]);
+        for (int half = 0; half < 2; ++half) {
+          const int row = first + lane_id() / 4 + 8 * half;
+          from[i][half] = 16 * i + (row / kLinearBlock == first / kLinearBlock ? 0 : 8);
+        }
+      }
+    }
+    if constexpr (!kIsFp4<kKind>) {
+      scales = next_scales_;
+      load_scales();
+    }
+    const int blocks = blocks_of(slice);
+    for (int block = 0; block < blocks; block += kBlocks) {
+      if constexpr (kIsFp4<kKind>) {
+        scales = next_scales_;
+        load_scales();
+      }
+      float products[kBlocks][kStrips][kTokenTiles][4] = {};
+      wait_copies<kRing - kBlocks>();
+      multiply(block, scales, products);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        next_out_ = next_out_ + 1 == kRing ? 0 : next_out_ + 1;
+        fetch();
       }
 #pragma unroll
-      for (int step = 0; step < 2; ++step)
+      for (int b = 0; b < kBlocks; ++b)
+        if (block + b < blocks)
+#pragma unroll
+          for (int i = 0; i < kStrips; ++i)
+            add(block + b, scales, from[i], products[b][i], sums[i]);
+    }
+    if (is_split() && nth >= 2)  // what came two rounds ago has been taken everywhere
+      wait_for_ranks(shared_.taken + nth % 2, static_cast<std::uint32_t>(nth / 2 - 1) % 2);
+#pragma unroll
+    for (int i = 0; i < kStrips; ++i) {
+      const int strip = round + first_of_warp() + i;
+      if (strip >= share_.end) break;
+      if (is_split())
+        send(slice, strip - round, nth % 2, sums[i]);
+      else
+        write(strip, sums[i]);
+    }
+  }
+
+  /// A turn: `kBlocks` blocks from `block` on of all strips of the unit.
+  __device__ void multiply(int block, const Scales& scales,
+                           float (&products)[kBlocks][kStrips][kTokenTiles][4]) const {
+    constexpr int kPairs = kSteps / 2 / kPieces<kKind>;  // of steps that a piece holds
+    WeightBlock<kKind> w[kBlocks][kStrips];
+    const uint4* inputs[kTokenTiles];
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n)  // what goes with tokens that are not there is not used
+      inputs[n] = &shared_.inputs.at(block, 0, min(8 * n + lane_id() / 4, share_.tokens - 1),
+                                     lane_id() % 4);
+#pragma unroll
+    for (int pair = 0; pair < kSteps / 2; ++pair) {
+      std::uint32_t a[kBlocks][kStrips][2][4];
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+        for (int i = 0; i < kStrips; ++i) {
+          WeightBlock<kKind>& one = w[b][i];
+          if (pair % kPairs == 0)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              one.piece[pair / kPairs][half] = StripCopier<kKind>::read_piece(
+                  slot(next_out_ + b) + i * kStripBytes<kKind>, pair / kPairs, half);
+          if constexpr (kIsFp4<kKind>) {
+            one.scale[0] = scales.of[b][i][0];
+            one.scale[1] = scales.of[b][i][1];
+          }
+          decode_pair<kKind>(one, pair, a[b][i]);
+        }
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        uint4 x[kBlocks][kTokenTiles];
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+          for (int n = 0; n < kTokenTiles; ++n)
+            x[b][n] = inputs[n][(b * kSteps + 2 * pair + step) * kTokens * 4];
 #pragma unroll
         for (int part = 0; part < 2; ++part)
 #pragma unroll
-          for (int i = 0; i < kStrips; ++i)
+          for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
-            for (int n = 0; n < kTokenTiles; ++n) {
-              const uint4& b = inputs[n].part[part][pair];
-              mma_of<kKind>(products[i][n], a[i][step], step == 0 ? b.x : b.z,
-                            step == 0 ? b.y : b.w);
-            }
-    }
-  }
-
-  /// A turn's products of this warp, and what they have to be scaled by.
-  __device__ void store(int buffer, const float (&products)[kStrips][kTokenTiles][4],
-                        const float (&factors)[kTokenTiles]) const {
-    float* partials = shared_.partials + buffer * kStrips * SharedMemory::kStripPartials;
+            for (int i = 0; i < kStrips; ++i)
 #pragma unroll
-    for (int i = 0; i < kStrips; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = lane_id() / 4 + 8 * half;
-        float* to = partials + ((i * kWarps + warp_id()) * kStripRows + row) * kTokens;
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n)
-          *reinterpret_cast<float2*>(to + 8 * n + lane_id() % 4 * 2) = {
-              products[i][n][2 * half], products[i][n][2 * half + 1]};
+              for (int n = 0; n < kTokenTiles; ++n)
+                mma_of<kKind>(products[b][i][n], a[b][i][step], part == 0 ? x[b][n].x : x[b][n].z,
+                              part == 0 ? x[b][n].y : x[b][n].w);
       }
-    if constexpr (kKind == LinearKind::kFp8) {
-      if (lane_id() < 2)
-#pragma unroll
-        for (int i = 0; i < kStrips; ++i) {
-          const int at = next_out_ + i;
-          shared_
-              .scales[buffer * SharedMemory::kScales + (2 * i + lane_id()) * kWarps + warp_id()] =
-              *ring_scale(at >= kSlots ? at - kSlots : at);
-        }
-      if (lane_id() % 4 == 0)
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n)
-          shared_.factors[(buffer * kWarps + warp_id()) * kTokens + 8 * n + lane_id() / 4] =
-              factors[n];
     }
-    warp_arrive(shared_.full + buffer);
   }
 
-  /// Sums of a turn, 32 groups of 4 to a warp; another one's turn it is each time.
-  __device__ int chunks() const { return (kStrips * kStripRows * quads() + kWarp - 1) / kWarp; }
-
-  /// The slice's sums of a turn, and on to the next: blocks in order, scaled. They go to the
-  /// output, or to the block of the cluster that collects the row.
-  __device__ void add_blocks(Walk& late, int turn) const {
-    const Walk at = late;
-    late.advance(share_, kStrips);
-    const int chunk = (warp_id() - turn * chunks()) & (kWarps - 1);
-    if (chunk >= chunks()) return;
-    const int buffer = turn % kBuffers;
-    const int nth = nth_round(at);
-    const bool is_first_slice = at.slice == share_.first_slice;
-    if (is_split()) {
-      if (nth >= 2)  // what came two rounds ago has been taken everywhere
-        wait_for_ranks(shared_.taken + nth % 2, static_cast<std::uint32_t>(nth / 2 - 1) % 2);
-      if (is_first_slice && at.strip == at.round && chunk == 0 && lane_id() == 0)
-        expect_round(at.round, nth);
-    }
-    barrier_wait(shared_.full + buffer, turn / kBuffers % 2);
-    const int i = chunk * kWarp + lane_id();
-    const int row = i % kStripRows, strip = i / kStripRows % kStrips;
-    const int quad = i / (kStripRows * kStrips);
-    if (quad < quads() && at.strip + strip < at.round_end(share_)) {
-      const float4 sum = slice_sum(at, buffer, strip, row, quad);
-      if (!is_split())
-        write(at.strip + strip, row, quad, sum);
-      else
-        send(at.slice, (at.strip - at.round + strip) * kStripRows + row, quad, nth % 2, sum);
-    }
-    warp_arrive(shared_.empty + buffer);
-    if (!is_split() || chunk > 0) return;
-    // Half a round later the round before is long complete, and the one after has half a round to
-    // learn of it.
-    const int most = at.round_end(share_) - at.round - 1;
-    const int wanted = min(kRound<kTokenTiles> / 2, most / kStrips * kStrips);
-    if (nth > 0 && is_first_slice && at.strip - at.round == wanted)
-      finish_round(at.round - kRound<kTokenTiles>, nth - 1, lane_id(), kWarp);
-  }
-
-  __device__ float4 slice_sum(const Walk& at, int buffer, int strip, int row, int quad) const {
-    const int blocks = (args_.cols + kLinearBlock - 1) / kLinearBlock - at.slice * kSliceBlocks;
-    const float* from = shared_.partials +
-                        ((buffer * kStrips + strip) * kWarps * kStripRows + row) * kTokens +
-                        4 * quad;
-    const float* scales = shared_.scales + (buffer * kStrips + strip) * 2 * kWarps;
-    if constexpr (kKind == LinearKind::kFp8) {
-      const int wanted = at.strip + strip;
-      const int first =
-          strip_of(args_.products[product_at(args_, part_, wanted)], share_.group, wanted).row;
-      if ((first + row) / kLinearBlock != first / kLinearBlock) scales += kWarps;
-    }
-    float4 p[kSliceBlocks];
+  /// Adds a block's products of a strip to its sums, scaled.
+  __device__ void add(int block, const Scales& scales, const int (&from)[2],
+                      const float (&products)[kTokenTiles][4], Sums& sums) const {
+    float scale[2];
+    if constexpr (kKind == LinearKind::kFp8)
 #pragma unroll
-    for (int b = 0; b < kSliceBlocks; ++b)
-      p[b] = *reinterpret_cast<const float4*>(from + b * kStripRows * kTokens);
-    float4 sum = {0, 0, 0, 0};
+      for (int half = 0; half < 2; ++half)
+        scale[half] = __shfl_sync(kAllLanes, scales.of_lane, from[half] + block);
 #pragma unroll
-    for (int b = 0; b < kSliceBlocks; ++b) {
-      float4 next = {sum.x + p[b].x, sum.y + p[b].y, sum.z + p[b].z, sum.w + p[b].w};
-      if constexpr (kKind == LinearKind::kFp8) {
-        const float4 f = *reinterpret_cast<const float4*>(
-            shared_.factors + (buffer * kWarps + b) * kTokens + 4 * quad);
-        const float scale = scales[b];
-        next = {fmaf(p[b].x, scale * f.x, sum.x), fmaf(p[b].y, scale * f.y, sum.y),
-                fmaf(p[b].z, scale * f.z, sum.z), fmaf(p[b].w, scale * f.w, sum.w)};
+    for (int n = 0; n < kTokenTiles; ++n) {
+      float2 factor;
+      if constexpr (kKind == LinearKind::kFp8)
+        factor = *reinterpret_cast<const float2*>(shared_.inputs.factors + block * kTokens + 8 * n +
+                                                  lane_id() % 4 * 2);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (kKind == LinearKind::kFp8)
+          sums[n][j] =
+              fmaf(products[n][j], scale[j / 2] * (j % 2 == 0 ? factor.x : factor.y), sums[n][j]);
+        else
+          sums[n][j] += products[n][j];
       }
-      if (b < blocks) sum = next;
     }
-    return sum;
   }
 
-  __device__ int quads() const { return (share_.tokens + 3) / 4; }
-  __device__ float* received(int parity, int slice, int row, int quad) const {
+  // ---- sums of slices ----
+
+  __device__ int cluster_blocks() const { return static_cast<int>(cluster_size()); }
+  /// Strip `nth` of those that a block of the cluster collects: a lane's place.
+  __device__ float4* received(int parity, int slice, int nth) const {
+    const int owned = ceil_div(round_strips_, cluster_blocks());
     return shared_.received +
-           ((parity * args_.slices + slice) * args_.rows_per_block + row) * kTokens + 4 * quad;
-  }
-
-  /// Rows that this block collects of the round that starts with strip `round`.
-  __device__ int rows_of_round(int round) const {
-    const int rows = min(kRound<kTokenTiles>, share_.end - round) * kStripRows;
-    return max(0, min(args_.rows_per_block,
-                      rows - static_cast<int>(cluster_rank()) * args_.rows_per_block));
+           ((parity * args_.slices + slice) * owned + nth) * kTokenTiles * kWarp + lane_id();
   }
 
   /// Announces what a round will bring.
   __device__ void expect_round(int round, int nth) const {
+    const int strips = min(round_strips_, share_.end - round) - static_cast<int>(cluster_rank());
+    const int owned = ceil_div(max(0, strips), cluster_blocks());
     barrier_expect(shared_.complete + nth % 2,
-                   static_cast<std::uint32_t>(rows_of_round(round) * args_.slices * quads()) * 16u);
+                   static_cast<std::uint32_t>(owned * args_.slices * kTokenTiles * kWarp) * 16u);
   }
 
-  __device__ void send(int slice, int round_row, int quad, int parity, const float4& sum) const {
-    int rank = 0, row = round_row;
-    while (row >= args_.rows_per_block) {
-      row -= args_.rows_per_block;
-      ++rank;
-    }
-    send16(address_in_rank(shared_address(received(parity, slice, row, quad)),
-                           static_cast<unsigned>(rank)),
-           sum,
-           address_in_rank(shared_address(shared_.complete + parity), static_cast<unsigned>(rank)));
+  __device__ void send(int slice, int round_strip, int parity, const Sums& sums) const {
+    const auto rank = static_cast<unsigned>(round_strip % cluster_blocks());
+    const std::uint32_t barrier = address_in_rank(shared_address(shared_.complete + parity), rank);
+    const std::uint32_t to = address_in_rank(
+        shared_address(received(parity, slice, round_strip / cluster_blocks())), rank);
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n)
+      send16(to + n * kWarp * 16, {sums[n][0], sums[n][1], sums[n][2], sums[n][3]}, barrier);
   }
 
-  /// Adds up the slices of this block's rows, in order; `first` of `threads` threads.
-  __device__ void finish_round(int round, int nth, int first, int threads) const {
+  /// Adds up the slices of this block's strips, in order, a warp one of them.
+  __device__ void finish_round(int round, int nth) const {
+    const int round_strip = warp_id() * cluster_blocks() + static_cast<int>(cluster_rank());
+    if (round_strip >= round_strips_ || round + round_strip >= share_.end) return;
     wait_for_ranks(shared_.complete + nth % 2, static_cast<std::uint32_t>(nth / 2) % 2);
-    const int first_row = static_cast<int>(cluster_rank()) * args_.rows_per_block;
-    const int rows = rows_of_round(round);
-    for (int i = first; i < rows * quads(); i += threads) {
-      const int row = i % rows, quad = i / rows;
-      float4 sum = *reinterpret_cast<const float4*>(received(nth % 2, 0, row, quad));
-#pragma unroll 4
+    Sums sums;
+#pragma unroll
+    for (int n = 0; n < kTokenTiles; ++n) {
+      float4 sum = received(nth % 2, 0, warp_id())[n * kWarp];
       for (int slice = 1; slice < args_.slices; ++slice) {
-        const float4 s = *reinterpret_cast<const float4*>(received(nth % 2, slice, row, quad));
+        const float4 s = received(nth % 2, slice, warp_id())[n * kWarp];
         sum = {sum.x + s.x, sum.y + s.y, sum.z + s.z, sum.w + s.w};
       }
-      const int round_row = first_row + row;
-      write(round + round_row / kStripRows, round_row % kStripRows, quad, sum);
+      sums[n][0] = sum.x, sums[n][1] = sum.y, sums[n][2] = sum.z, sums[n][3] = sum.w;
     }
-    // Whoever still has two rounds to go waits for this.
-    if (round + 2 * kRound<kTokenTiles> < share_.end) warp_arrive_in_ranks(shared_.taken + nth % 2);
+    const int next = round + 2 * round_strips_;
+    if (next < share_.end) {  // whoever sends to that one waits for this
+      if (threadIdx.x == 0) expect_round(next, nth);
+      warp_arrive_in_ranks(shared_.taken + nth % 2);
+    }
+    write(round + round_strip, sums);
   }
 
-  /// A row's sums times the scales that are left.
-  __device__ void write(int at, int row, int quad, const float4& sum) const {
-    const StreamProduct& product = args_.products[product_at(args_, part_, at)];
-    const Strip strip = strip_of(product, share_.group, at);
-    if (strip.row + row >= strip.end) return;
-    float scale = 1;
-    if (kKind == LinearKind::kFp8 && product.w.format != WeightFormat::kFp8Block)
-      scale = row_scale(product.w, strip.row + row);
-    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+  /// A strip's sums times the scales that are left.
+  __device__ void write(int at, const Sums& sums) const {
+    int index;
+    const Strip strip = rows_of(at, index);
+    const StreamProduct& product = args_.products[index];
     const std::int64_t rows = product.w.rows;
-    float* out = product.out + (share_.token0 + 4 * quad) * rows + strip.row + row;
-    const float global = product.w.global_scale;
 #pragma unroll
-    for (int j = 0; j < 4; ++j, out += rows)
-      if (4 * quad + j < share_.tokens) *out = values[j] * scale * global;
+    for (int half = 0; half < 2; ++half) {
+      const int row = strip.row + lane_id() / 4 + 8 * half;
+      if (row >= strip.end) return;
+      float scale = 1;
+      if (kKind == LinearKind::kFp8 && product.w.format != WeightFormat::kFp8Block)
+        scale = row_scale(product.w, row);
+#pragma unroll
+      for (int n = 0; n < kTokenTiles; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int token = 8 * n + lane_id() % 4 * 2 + j;
+          if (token < share_.tokens)
+            product.out[(share_.token0 + token) * rows + row] =
+                sums[n][2 * half + j] * scale * product.w.global_scale;
+        }
+    }
   }
 
   const LinearStream& args_;
   const StreamPart& part_;
-  const SharedMemory shared_;
+  const Shared<kTokenTiles> shared_;
   const Share share_;
-  Walk fetched_;                                              // the next strip to copy
-  StripCopier<kKind> source_;                                 // its product
-  int source_first_ = 0, source_end_ = 0, source_slice_ = 0;  // strips; of the columns
-  int source_row_ = 0, source_end_row_ = 0;
-  const float* source_scales_ = nullptr;  // FP8 blocks: of the warp's columns
-  int next_in_ = 0, next_out_ = 0;        // slots
+  const int round_strips_;
+  Place fetched_;  // what is copied next
+  Place scaled_;   // what scales are asked for next
+  StripCopier<kKind> copiers_[kStrips];
+  Scales next_scales_;
+  int next_in_ = 0, next_out_ = 0;  // slots
 };
 
 template <int kTokenTiles>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads<kTokenTiles>, 1)
     stream_kernel(const __grid_constant__ LinearStream args) {
   extern __shared__ __align__(128) char memory[];
   let_next_start();
@@ -463,79 +451,31 @@ __global__ void __launch_bounds__(kThreads, 2)
 // ---- host ----
 
 constexpr std::size_t kMaxShared = 227 * 1024;
-constexpr std::int64_t kMuchBytes = 96 << 10;  // for a multiprocessor
-constexpr int kMaxSlices = 5 * kMaxClusterBlocks;
-
-/// Rows of a round whose sums a block of the cluster collects.
-template <int kTokenTiles>
-constexpr int rows_per_block(int cluster_blocks) {
-  return ceil_div(kRound<kTokenTiles> * kStripRows, cluster_blocks);
-}
+constexpr int kMaxSlices = 4 * kMaxClusterBlocks;
 
 /// Shared memory that any kind of weight gets by with.
 template <int kTokenTiles>
-constexpr std::size_t shared_bytes(int slices, int cluster_blocks) {
-  const std::size_t work = std::max({Shared<LinearKind::kBf16, kTokenTiles>::kBytes,
-                                     Shared<LinearKind::kFp8, kTokenTiles>::kBytes,
-                                     Shared<LinearKind::kNvfp4, kTokenTiles>::kBytes});
-  const int rows = slices > 1 ? 2 * slices * rows_per_block<kTokenTiles>(cluster_blocks) : 0;
-  return work + static_cast<std::size_t>(rows) * 8 * kTokenTiles * 4;
+constexpr std::size_t shared_bytes(int slices) {
+  const int blocks = ceil_div(slices, ceil_div(slices, kMaxClusterBlocks));
+  return Shared<kTokenTiles>::bytes(slices,
+                                    owned_strips<LinearKind::kFp8, kTokenTiles>(slices, blocks));
 }
-static_assert(shared_bytes<1>(kMaxSlices, kMaxClusterBlocks) <= kMaxShared);
-static_assert(shared_bytes<2>(kMaxSlices, kMaxClusterBlocks) <= kMaxShared);
-
-/// Of one slice.
-std::int64_t strip_bytes(LinearKind kind) {
-  return kind == LinearKind::kBf16 ? 32768 : kind == LinearKind::kFp8 ? 16384 : 8192;
+constexpr bool fits_always() {
+  for (int slices = 1; slices <= kMaxSlices; ++slices)
+    if (std::max(shared_bytes<1>(slices), shared_bytes<2>(slices)) > kMaxShared) return false;
+  return true;
 }
-
-/// Of all parts and one group.
-std::int64_t weight_bytes(const LinearStream& args) {
-  std::int64_t bytes = 0;
-  for (int p = 0; p < args.parts; ++p)
-    bytes += args.part[p].strips * strip_bytes(args.part[p].kind);
-  return bytes;
-}
-
-/// Shares `clusters` out over the parts by their bytes, at least one for each group.
-void share_out(LinearStream& args, int clusters) {
-  std::int64_t bytes_left = weight_bytes(args);
-  int left = std::max(1, clusters / args.groups), first = 0;
-  for (int p = 0; p < args.parts; ++p) {
-    StreamPart& part = args.part[p];
-    const std::int64_t bytes = part.strips * strip_bytes(part.kind);
-    const int fair = static_cast<int>((left * bytes + bytes_left / 2) / bytes_left);
-    part.clusters = std::clamp(fair, 1, part.strips);
-    part.first_cluster = first;
-    first += part.clusters * args.groups;
-    left = std::max(0, left - part.clusters);
-    bytes_left -= bytes;
-  }
-}
-
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, found = 0;
-    QT_CUDA(cudaGetDevice(&device));
-    QT_CUDA(cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device));
-    return found;
-  }();
-  return count;
-}
+static_assert(fits_always());
 
 template <int kTokenTiles>
 void launch_stream(LinearStream args, cudaStream_t stream) {
   const auto kernel = stream_kernel<kTokenTiles>;
   args.slices_per_block = ceil_div(args.slices, kMaxClusterBlocks);
   const int blocks = ceil_div(args.slices, args.slices_per_block);
-  args.rows_per_block = rows_per_block<kTokenTiles>(blocks);
   LaunchShape shape{.grid = static_cast<unsigned>(blocks),
-                    .block = kThreads,
-                    .shared = shared_bytes<kTokenTiles>(args.slices, blocks),
-                    .cluster_x = static_cast<unsigned>(blocks),
-                    // Blocks that start early take room from the kernel before: a step of three
-                    // V4-Flash layers took 847 us with that and 820 without, of 16 rows 5 % more.
-                    .starts_early = false};
+                    .block = kThreads<kTokenTiles>,
+                    .shared = shared_bytes<kTokenTiles>(args.slices),
+                    .cluster_x = static_cast<unsigned>(blocks)};
   // A property of the chip and the slices, asked for once.
   static std::array<std::atomic<int>, kMaxSlices + 1> known;
   std::atomic<int>& resident = known[static_cast<std::size_t>(args.slices)];
@@ -543,11 +483,7 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
     allow_shared(kernel, kMaxShared);
     resident = resident_clusters(kernel, shape);
   }
-  // Where a block would have much to do, two to a multiprocessor hide more of each other's
-  // latencies than the next kernel's start is worth.
-  const bool is_much =
-      weight_bytes(args) * args.groups * args.slices > kMuchBytes * multiprocessors();
-  share_out(args, std::clamp((is_much ? 2 : 1) * multiprocessors() / blocks, 1, resident.load()));
+  share_out(args, std::min(resident.load(), std::max(1, multiprocessors() / blocks)));
   const StreamPart& last = args.part[args.parts - 1];
   shape.grid =
       dim3(static_cast<unsigned>((last.first_cluster + last.clusters * args.groups) * blocks),
