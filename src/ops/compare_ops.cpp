@@ -59,6 +59,21 @@ class CompareOps::Mirror {
     results_.push_back({field, t, mirror, Kind::kIds, {}});
     return mirror;
   }
+  /// Ids that were chosen by their scores: differences at the end of the choice are those of noise.
+  /// `choose` makes the reference choose as many per row as its argument has place for.
+  template <class Choose>
+  void allow_near_ties(Choose&& choose) {
+    Result& result = results_.back();
+    const std::int64_t width = row_width(result.reference);
+    const std::int64_t slack = std::max<std::int64_t>(1, width / 32);
+    for (const std::int64_t count : {width - slack, width + slack}) {
+      if (count == 0) return;
+      memory_.push_back(owner_.reference_.allocate(result.reference.bytes() / width * count));
+      Tensor ids = with_memory(result.reference, memory_.back().data(), DType::kI32, count);
+      choose(ids);
+      (count < width ? result.certain : result.likely) = ids;
+    }
+  }
   /// A cache that the call only reads, of rows of `columns` values.
   Tensor state(const Tensor& t, std::int64_t columns) {
     const bool is_cache = t && t.dtype() == subject_.cache_dtype();
@@ -107,7 +122,8 @@ class CompareOps::Mirror {
     std::string field;
     Tensor subject, reference;
     Kind kind;
-    std::vector<float> before;  // of the subject, for kRows
+    std::vector<float> before;         // of the subject, for kRows
+    Tensor certain = {}, likely = {};  // the reference's first ids, and more of them, for kIds
   };
 
   DType activation_type(const Tensor& t) const {
@@ -139,6 +155,13 @@ class CompareOps::Mirror {
 
   double measure(const Result& result) {
     const std::int64_t width = row_width(result.reference);
+    const auto ids = [](Ops& ops, const Tensor& t) {
+      return IdRows{ints_of(bytes_of_tensor(ops, t)), row_width(t)};
+    };
+    if (result.likely)
+      return choice_difference(ids(subject_, result.subject),
+                               ids(owner_.reference_, result.certain),
+                               ids(owner_.reference_, result.likely));
     if (result.kind == Kind::kIds)
       return ids_difference(ints_of(bytes_of_tensor(subject_, result.subject)),
                             ints_of(bytes_of_tensor(owner_.reference_, result.reference)), width);
@@ -454,6 +477,13 @@ void CompareOps::compare_values(const Args& args, void (Ops::*method)(const Args
   const Args copies = mirrored(args, mirror);
   (inner().*method)(args);
   (reference_.*method)(copies);
+  if constexpr (std::is_same_v<Args, op::IndexSelect>)
+    mirror.allow_near_ties([&](const Tensor& ids) {
+      op::IndexSelect other = copies;
+      other.inv_freq = {};  // its queries are rotated now
+      other.selected = ids;
+      reference_.index_select(other);
+    });
   const OpCall call = describe_call(args);
   mirror.report({.name = call.name,
                  .weight = call.linear != nullptr ? short_weight_name(call.linear->name) : "",

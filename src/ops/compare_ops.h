@@ -23,7 +23,8 @@ struct OpDifference {
   std::string part;    ///< "attn", "ffn", …
   std::int64_t layer = -1;
   /// ‖subject − reference‖ / ‖reference‖; of a state over the rows that the call wrote; of chosen
-  /// ids the share that the reference did not choose. Infinite where anything is not finite.
+  /// ids the share that the reference did not choose, nearly (of those chosen by scores, one in 32
+  /// may change places with the next ones). Infinite where anything is not finite.
   double difference = 0;
 
   /// "linear wq_b"

@@ -79,4 +79,24 @@ double ids_difference(std::vector<std::int32_t> subject, std::vector<std::int32_
   return all == 0 ? 0.0 : static_cast<double>(wrong) / static_cast<double>(all);
 }
 
+double choice_difference(IdRows subject, IdRows certain, IdRows likely) {
+  const auto row = [](IdRows& rows, std::int64_t i) {
+    const auto first = rows.ids.begin() + i * rows.width;
+    std::sort(first, first + rows.width);
+    return std::span(first, static_cast<std::size_t>(rows.width));
+  };
+  const auto missing = [](std::span<const std::int32_t> ids, std::span<const std::int32_t> from) {
+    return std::count_if(ids.begin(), ids.end(), [&](std::int32_t id) {
+      return !std::binary_search(from.begin(), from.end(), id);
+    });
+  };
+  std::int64_t wrong = 0;
+  const std::int64_t all = std::ssize(subject.ids);
+  for (std::int64_t i = 0; i < all / std::max<std::int64_t>(1, subject.width); ++i) {
+    const auto s = row(subject, i);
+    wrong += std::max(missing(s, row(likely, i)), missing(row(certain, i), s));
+  }
+  return all == 0 ? 0.0 : static_cast<double>(wrong) / static_cast<double>(all);
+}
+
 }  // namespace quatrain

@@ -37,4 +37,15 @@ class Distance {
 double ids_difference(std::vector<std::int32_t> subject, std::vector<std::int32_t> reference,
                       std::int64_t width);
 
+/// Rows of ids, each `width` of them; −1 stands for none.
+struct IdRows {
+  std::vector<std::int32_t> ids;
+  std::int64_t width = 0;
+};
+
+/// The same for a choice of the best by scores, of which the last places may go either way: the
+/// share of the subject's ids that are not in `likely`, a few more than chosen, or of the ids in
+/// `certain`, a few less, that the subject has not.
+double choice_difference(IdRows subject, IdRows certain, IdRows likely);
+
 }  // namespace quatrain

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CompareOps: equal backends do not differ, and a planted fault is found where it is.
 #include "ops/compare_ops.h"
+#include "ops/compare_values.h"
 
 #include <gtest/gtest.h>
 
@@ -127,6 +128,21 @@ TEST_F(Compared, TheOrderOfChosenEntriesDoesNotMatter) {
   FaultyOps faulty(cpu_, "index_select", 1,
                    [](std::vector<float>& values) { std::swap(values[0], values[1]); });
   EXPECT_EQ(first_difference(run(faulty)), nullptr);
+}
+
+// Of the best four, 4 and 5 are close.
+TEST(CompareValues, OnlyTheLastPlaceOfAChoiceMayDiffer) {
+  const IdRows certain{{2, 1, 3, -1, -1, -1}, 3}, likely{{5, 4, 1, 2, 3, -1, -1, -1, -1, -1}, 5};
+  const auto difference = [&](std::vector<std::int32_t> chosen) {
+    chosen.insert(chosen.end(), 4, -1);  // a row of none
+    return choice_difference({chosen, 4}, certain, likely);
+  };
+  EXPECT_EQ(difference({1, 2, 3, 4}), 0);
+  EXPECT_EQ(difference({5, 3, 2, 1}), 0);
+  EXPECT_EQ(difference({1, 2, 4, 5}), 1.0 / 8);  // 3 is better
+  EXPECT_EQ(difference({1, 2, 3, 6}), 1.0 / 8);
+  EXPECT_EQ(difference({1, 2, 3, -1}), 1.0 / 8);  // there was a fourth
+  EXPECT_EQ(difference({7, 8, 9, 6}), 4.0 / 8);
 }
 
 TEST_F(Compared, AWrongExpertIsAShareOfTheIds) {
