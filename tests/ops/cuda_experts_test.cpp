@@ -92,10 +92,14 @@ TEST(ExpertsLayout, PackedScalesBecomeTheScale) {
 
 TEST(ExpertsConfig, DependsOnTheProblemAndTheChipAlone) {
   const cuda::ChipLimits chip{.multiprocessors = 132, .shared_bytes = 232448};
-  const auto config_of = [&](int tokens, int parts) {
-    return cuda::decode_config(
-        {.tokens = tokens, .k = 6, .experts = 256, .hidden = 4096, .inner = 2048, .parts = parts},
-        chip);
+  const auto config_of = [&](int tokens, int parts, int experts = 256) {
+    return cuda::decode_config({.tokens = tokens,
+                                .k = 6,
+                                .experts = experts,
+                                .hidden = 4096,
+                                .inner = 2048,
+                                .parts = parts},
+                               chip);
   };
   for (const int parts : {1, 2})
     for (const int tokens : {1, 4, 8, 9, 16, 32, 64, 65, 256}) {
@@ -106,8 +110,8 @@ TEST(ExpertsConfig, DependsOnTheProblemAndTheChipAlone) {
     }
   EXPECT_EQ(config_of(1, 1).tile_tokens, 8);
   EXPECT_EQ(config_of(8, 2).tile_tokens, 8);
-  EXPECT_EQ(config_of(64, 1).tile_tokens, 8);
-  EXPECT_EQ(config_of(256, 1).tile_tokens, 16);
+  EXPECT_EQ(config_of(256, 1).tile_tokens, 8);
+  EXPECT_EQ(config_of(256, 1, 128).tile_tokens, 16);
   EXPECT_EQ(cuda::decode_max_tokens(6), 256);
   EXPECT_EQ(cuda::decode_max_tokens(16), 96);
   // The most slots, of more experts than any V4 model has.

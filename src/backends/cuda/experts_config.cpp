@@ -15,7 +15,7 @@ constexpr int kMostSlots = 1536;
 
 // Up to so many tokens of an average expert, few experts have more than 8, and those are read twice
 // for less than what passes of 16 tokens cost all others.
-constexpr int kFewTokens = 3;
+constexpr int kFewTokens = 6;
 
 int tile_tokens_for(const ExpertsProblem& p) {
   return std::int64_t{p.tokens} * p.k <= std::int64_t{kFewTokens} * p.experts ? 8 : 16;
