@@ -78,7 +78,7 @@ std::unique_ptr<PackedLinear> CudaOps::pack_linear(const QuantMatrix& w) {
 }
 
 void CudaOps::reserve_linears() {
-  constexpr std::int64_t kScratchBytes = std::int64_t{128} << 20, kManyRows = 17;
+  constexpr std::int64_t kScratchBytes = std::int64_t{128} << 20, kManyRows = 9;
   constexpr std::int64_t kRoundedBytes = std::int64_t{16} << 20;
   linear_scratch_ = Buffer();
   rounded_inputs_ = Buffer();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inputs of a slice of columns as operand B, both 16-bit parts, in shared memory.
+// Inputs of some blocks of columns as operand B, both 16-bit parts, in shared memory.
 #pragma once
 
 #include <cstdint>
@@ -30,14 +30,14 @@ struct InputRows {
   }
 };
 
-/// [kSliceBlocks][kSteps][kTokens][4 lanes of a token]: what a lane gives to one step, the first
-/// part in x and y, the second in z and w.
+/// [blocks][kSteps][kTokens][4 lanes of a token]: what a lane gives to one step, the first part in
+/// x and y, the second in z and w.
 template <int kTokens>
 struct SplitInputs {
-  static constexpr int kBytes = kSliceBlocks * kSteps * kTokens * 64;
-  static constexpr int kFactors = kSliceBlocks * kTokens;
+  static constexpr int kBlockParts = kSteps * kTokens * 4;
+  static constexpr int kBlockBytes = 16 * kBlockParts + 4 * kTokens;
   uint4* parts;
-  float* factors;  // [kSliceBlocks][kTokens]: what sums of a token and block need
+  float* factors;  // [blocks][kTokens]: what sums of a token and block need
 
   __device__ uint4& at(int block, int step, int token, int quarter) const {
     return parts[((block * kSteps + step) * kTokens + token) * 4 + quarter];
@@ -48,16 +48,17 @@ struct SplitInputs {
 struct InputOctet {
   float4 low, high;
 
-  __device__ void load(const InputRows& rows, int token, int column) {
-    low = rows.load(rows.x, token, column);
-    high = rows.load(rows.x, token, column + 4);
-    if (rows.up == nullptr) return;
-    low = gated(low, rows.load(rows.up, token, column), rows.limit);
-    high = gated(high, rows.load(rows.up, token, column + 4), rows.limit);
+  __device__ void load(const InputRows& rows, const float* from, int token, int column) {
+    low = rows.load(from, token, column);
+    high = rows.load(from, token, column + 4);
   }
   __device__ float amax() const {
     return fmaxf(fmaxf(fmaxf(fabsf(low.x), fabsf(low.y)), fmaxf(fabsf(low.z), fabsf(low.w))),
                  fmaxf(fmaxf(fabsf(high.x), fabsf(high.y)), fmaxf(fabsf(high.z), fabsf(high.w))));
+  }
+  __device__ void gate(const InputOctet& up, float limit) {
+    low = gated(low, up.low, limit);
+    high = gated(high, up.high, limit);
   }
   __device__ static float4 gated(const float4& x, const float4& up, float limit) {
     return {swiglu_value<close_sigmoid>(x.x, up.x, limit),
@@ -102,26 +103,28 @@ __device__ inline void split_octet(const InputOctet& v, const SplitInputs<kToken
   out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0], word[2][1], word[3][1]};
 }
 
-/// Splits the `blocks` blocks of a slice, `rows.tokens` tokens; all threads of a block of
-/// `kThreads`. A barrier makes the parts known to all.
-template <LinearKind kKind, int kTokens, int kThreads>
-__device__ inline void split_inputs(const InputRows& rows, int slice, int blocks,
+/// Splits `blocks` blocks of columns from `first_column` on, `rows.tokens` tokens; all threads of a
+/// block of `kThreads`. A barrier makes the parts known to all.
+template <LinearKind kKind, int kThreads, int kTokens>
+__device__ inline void split_inputs(const InputRows& rows, int first_column, int blocks,
                                     const SplitInputs<kTokens>& out) {
   constexpr int kPitch = kThreads / 16;
-  constexpr int kOfThread = kTokens * kSliceBlocks / kPitch;
   const int first = static_cast<int>(threadIdx.x) / 16;
-  const int column = slice * kSliceBlocks * kLinearBlock + lane_id() % 16 * 8;
-  InputOctet v[kOfThread];
-#pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const int item = i * kPitch + first;
-    v[i].load(rows, item / blocks, column + item % blocks * kLinearBlock);
-  }
-#pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const int item = i * kPitch + first;
-    if (i * kPitch < rows.tokens * blocks)  // all of a warp or none, which compare
-      split_octet<kKind>(v[i], out, item % blocks, item / blocks);
+  const int column = first_column + lane_id() % 16 * 8;
+  const int items = rows.tokens * blocks;
+  InputOctet next, next_up;
+  const auto load_next = [&](int item) {
+    const int at = column + item % blocks * kLinearBlock;
+    next.load(rows, rows.x, item / blocks, at);
+    if (rows.up != nullptr) next_up.load(rows, rows.up, item / blocks, at);
+  };
+  load_next(first);
+#pragma unroll 1
+  for (int i = 0; i < items; i += kPitch) {  // all of a warp or none, whose lanes compare
+    InputOctet v = next;
+    if (rows.up != nullptr) v.gate(next_up, rows.limit);
+    if (i + kPitch < items) load_next(i + kPitch + first);
+    split_octet<kKind>(v, out, (i + first) % blocks, (i + first) / blocks);
   }
 }
 

@@ -2,6 +2,7 @@
 // How linear_stream.cu shares its work out and lays out the shared memory of a block.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -15,65 +16,73 @@ namespace quatrain::cuda::stream {
 
 inline constexpr int kMaxClusterBlocks = 8;  // what every chip schedules
 
-/// Inputs of 8 tokens are read so fast from shared memory that every warp may take one strip at a
-/// time; with 16 tokens half as many warps take two, which share what they read.
-template <int kTokenTiles>
-inline constexpr int kWarps = 16 / kTokenTiles;
-template <int kTokenTiles>
-inline constexpr int kThreads = kWarps<kTokenTiles>* kWarp;
-template <LinearKind kKind, int kTokenTiles>
-inline constexpr int kUnitStrips = kTokenTiles == 2 && kKind != LinearKind::kBf16 ? 2 : 1;
+inline constexpr int kWarps = 16;
+inline constexpr int kThreads = kWarps * kWarp;
 /// Blocks of columns that a warp multiplies at once, so that products need not wait for each other.
-template <LinearKind kKind, int kTokenTiles>
-inline constexpr int kTurn = kTokenTiles == 1 && kKind != LinearKind::kBf16 ? 2 : 1;
-
-/// Bytes of a unit's block of columns, and how many of those a warp has under way.
-template <LinearKind kKind, int kTokenTiles>
-inline constexpr int kSlotBytes = kUnitStrips<kKind, kTokenTiles>* kStripBytes<kKind>;
-template <int kTokenTiles>
-inline constexpr int kWarpRingBytes = kTokenTiles == 1 ? 8192 : 12288;
-template <LinearKind kKind, int kTokenTiles>
-inline constexpr int kSlots = kWarpRingBytes<kTokenTiles> / kSlotBytes<kKind, kTokenTiles>;
-
-/// Strips after which the sums of slices meet. Fewer where there are many slices, whose sums would
-/// not find room.
-template <LinearKind kKind, int kTokenTiles>
-__host__ __device__ constexpr int round_strips(int slices) {
-  const int all = kWarps<kTokenTiles> * kUnitStrips<kKind, kTokenTiles>;
-  return slices > 2 * kMaxClusterBlocks ? all / 4 : slices > kMaxClusterBlocks ? all / 2 : all;
-}
-/// As many of them as a block of the cluster collects, at most.
-template <LinearKind kKind, int kTokenTiles>
-__host__ __device__ constexpr int owned_strips(int slices, int cluster_blocks) {
-  return (round_strips<kKind, kTokenTiles>(slices) + cluster_blocks - 1) / cluster_blocks;
-}
+template <LinearKind kKind>
+inline constexpr int kTurn = kKind == LinearKind::kBf16 ? 1 : 2;
+/// Blocks of columns that a warp has under way.
+inline constexpr int kWarpRingBytes = 8192;
+template <LinearKind kKind>
+inline constexpr int kSlots = kWarpRingBytes / kStripBytes<kKind>;
+/// Slices whose inputs fit shared memory at once, by how many tokens a kernel has room for.
+template <int kTokens>
+inline constexpr int kMostHeld = 16 / kTokens;
 
 /// Dynamic shared memory of a block.
-template <int kTokenTiles>
+template <int kTokens>
 struct Shared {
-  static constexpr int kTokens = 8 * kTokenTiles;
-  SplitInputs<kTokens> inputs;
-  char* ring;         // [kWarps][kSlots][kSlotBytes]
-  float4* received;   // [2][slices][owned strips][kTokenTiles][lanes]: sums of a round
+  using Inputs = SplitInputs<kTokens>;
+  char* ring;         // [kWarps][kSlots][kStripBytes]
   Barrier* complete;  // [2]: all sums of a round have come
   Barrier* taken;     // [2]: all blocks have taken them
+  Inputs inputs;      // of the held slices
+  float4* received;   // [2][slices][owned strips][lanes]: sums of a round
 
-  static constexpr int kRingBytes = kWarps<kTokenTiles> * kWarpRingBytes<kTokenTiles>;
-  static constexpr std::size_t kBytes = SplitInputs<kTokens>::kBytes + kRingBytes +
-                                        4 * SplitInputs<kTokens>::kFactors + 4 * sizeof(Barrier);
+  static constexpr int kRingBytes = kWarps * kWarpRingBytes;
+  static constexpr int kHeldBytes = kSliceBlocks * Inputs::kBlockBytes;  // for each slice
 
-  __device__ explicit Shared(char* memory) {
-    inputs.parts = reinterpret_cast<uint4*>(memory);
-    ring = memory + SplitInputs<kTokens>::kBytes;
-    inputs.factors = reinterpret_cast<float*>(ring + kRingBytes);
-    complete = reinterpret_cast<Barrier*>(inputs.factors + SplitInputs<kTokens>::kFactors);
+  __device__ Shared(char* memory, int held_slices) {
+    const int blocks = held_slices * kSliceBlocks;
+    ring = memory;
+    complete = reinterpret_cast<Barrier*>(ring + kRingBytes);
     taken = complete + 2;
-    received = reinterpret_cast<float4*>(taken + 2);
+    inputs.parts = reinterpret_cast<uint4*>(taken + 2);
+    inputs.factors = reinterpret_cast<float*>(inputs.parts + blocks * Inputs::kBlockParts);
+    received = reinterpret_cast<float4*>(inputs.factors + blocks * kTokens);
   }
-  /// With room for what is received.
-  static constexpr std::size_t bytes(int slices, int owned) {
-    return kBytes + static_cast<std::size_t>(slices > 1 ? 2 * slices * owned : 0) * kTokenTiles *
-                        kWarp * sizeof(float4);
+  static constexpr std::size_t bytes(int held_slices, int received_strips) {
+    return kRingBytes + 4 * sizeof(Barrier) + static_cast<std::size_t>(held_slices) * kHeldBytes +
+           static_cast<std::size_t>(received_strips) * kWarp * sizeof(float4);
+  }
+};
+
+/// How the slices of a launch are shared out. Large ones have small clusters, with which the chip
+/// is full; in small ones that would only mean more inputs to read for every block.
+template <int kTokens>
+struct Cut {
+  static constexpr std::size_t kMaxShared = 227 * 1024;
+  int cluster_blocks, slices_per_block, held_slices;
+  int round_strips;  // after which the sums of slices meet: fewer where they are many
+  std::size_t shared_bytes;
+
+  constexpr Cut(int slices, bool is_large) {
+    const int held = is_large ? kMostHeld<kTokens> : 1;
+    const int least = std::min(slices, 2);  // sums of slices are sent by clusters alone
+    slices_per_block =
+        ceil_div(slices, std::clamp(ceil_div(slices, held), least, kMaxClusterBlocks));
+    cluster_blocks = ceil_div(slices, slices_per_block);
+    held_slices = std::min(slices_per_block, held);
+    round_strips = kWarps / held_slices;
+    while (bytes(slices) > kMaxShared && round_strips > 1) --round_strips;
+    shared_bytes = bytes(slices);
+  }
+
+ private:
+  static constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+  constexpr std::size_t bytes(int slices) const {
+    const int owned = ceil_div(round_strips, cluster_blocks);
+    return Shared<kTokens>::bytes(held_slices, slices > 1 ? 2 * slices * owned : 0);
   }
 };
 

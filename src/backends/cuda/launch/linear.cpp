@@ -10,8 +10,10 @@ namespace quatrain::cuda {
 namespace {
 
 // From here on reading the weights once per 64 tokens, with a launch before it that splits the
-// inputs, beats reading them once per 16.
-constexpr int kSomeTokens = 17;
+// inputs, beats reading them once per 8; that launch pays earlier where there is much to read.
+constexpr int kSomeTokens = 17, kSomeTokensOfLarge = 9;
+constexpr std::int64_t kLargeBytes = 16 << 20;
+constexpr int kSlicesOfLarge = 4;
 // From here on tiles of 128 tokens are faster.
 constexpr int kManyTokens = 257;
 
@@ -32,6 +34,11 @@ LinearKind kind_of(const Matrix& w) {
 
 constexpr LinearKind kKinds[kLinearKinds] = {LinearKind::kBf16, LinearKind::kFp8,
                                              LinearKind::kNvfp4, LinearKind::kMxfp4};
+
+/// Of a strip and slice.
+std::int64_t strip_bytes(LinearKind kind) {
+  return kind == LinearKind::kBf16 ? 32768 : kind == LinearKind::kFp8 ? 16384 : 8192;
+}
 
 LinearInputs inputs_of(const LinearsArgs& args) {
   const int cols = args.products[0].w.cols;
@@ -60,6 +67,9 @@ LinearStream as_stream(const LinearsArgs& args) {
     }
     if (part.count > 0) all.part[all.parts++] = part;
   }
+  const std::int64_t bytes =
+      strip_bytes(all.part[0].kind) * all.part[0].strips * all.groups * all.slices;
+  all.is_large = all.parts == 1 && all.slices >= kSlicesOfLarge && bytes >= kLargeBytes;
   return all;
 }
 
@@ -72,11 +82,6 @@ LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
     some.tiles += args.groups * ceil_div(product.w.rows / args.groups, kTileRows);
   }
   return some;
-}
-
-/// Of a strip and slice, and so its part of a launch's reading.
-std::int64_t strip_bytes(LinearKind kind) {
-  return kind == LinearKind::kBf16 ? 32768 : kind == LinearKind::kFp8 ? 16384 : 8192;
 }
 
 }  // namespace
@@ -127,13 +132,15 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
   if (args.tokens == 0 || args.count == 0) return;
   LinearTiles tiles[kLinearKinds];
   std::int64_t wanted = 0;
-  const bool few = args.tokens < kSomeTokens, many = args.tokens >= kManyTokens;
+  const LinearStream all = as_stream(args);
+  const bool few = args.tokens < (all.is_large ? kSomeTokensOfLarge : kSomeTokens),
+             many = args.tokens >= kManyTokens;
   for (int i = 0; i < kLinearKinds; ++i) {
     tiles[i] = as_tiles(args, kKinds[i]);
     wanted = std::max(wanted, many ? tile_scratch_bytes(tiles[i].cols, args.groups)
                                    : narrow_scratch_bytes(tiles[i]));
   }
-  if (few || scratch.bytes < wanted) return stream_linears(as_stream(args), stream);
+  if (few || scratch.bytes < wanted) return stream_linears(all, stream);
   for (int i = 0; i < kLinearKinds; ++i)
     if (tiles[i].count > 0)
       (many ? multiply_tiles : multiply_narrow)(kKinds[i], tiles[i], scratch, stream);

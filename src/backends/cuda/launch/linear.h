@@ -56,7 +56,7 @@ struct LinearInputs {
 };
 
 /// Memory for the split inputs of many tokens. Without it, or where it is too small, the weights
-/// are read once more for every 16 tokens.
+/// are read once more for every 8 tokens.
 struct LinearScratch {
   void* memory = nullptr;
   std::int64_t bytes = 0;

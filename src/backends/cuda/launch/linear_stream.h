@@ -30,7 +30,10 @@ struct StreamPart {
 };
 
 struct LinearStream : LinearInputs {
-  int slices_per_block = 1;  // set by stream_linears()
+  bool is_large = false;     // much to read, of one kind and many slices
+  int slices_per_block = 1;  // set by stream_linears(), and
+  int held_slices = 1;       // whose inputs a block holds at once
+  int round_strips = 1;      // that a cluster multiplies before their sums meet
   int parts = 0;
   StreamPart part[kLinearKinds] = {};
   StreamProduct products[kMaxProducts] = {};
@@ -41,7 +44,7 @@ void share_out(LinearStream& args, int clusters);
 
 /// Whether stream_linears() takes rows of this many columns.
 bool stream_takes(int cols);
-/// Reads the weights once per 16 tokens.
+/// Reads the weights once per 8 tokens.
 void stream_linears(const LinearStream& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

@@ -21,6 +21,7 @@
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_blobs.cuh"
 #include "backends/cuda/device/linear_narrow.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/linear_tiles.h"
@@ -229,10 +230,7 @@ class Multiplier {
     wgmma_commit();
   }
 
-  __device__ void release(int stage) const {
-    __syncwarp();
-    if (lane_id() == 0) barrier_arrive(shared_.empty + stage);
-  }
+  __device__ void release(int stage) const { warp_arrive(shared_.empty + stage); }
   __device__ static void keep(std::uint32_t (&a)[4][4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) keep_operand(a[i]);
@@ -401,7 +399,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < Memory::kStages; ++s) {
       barrier_init(shared.full + s, 1);  // the thread that copies
-      barrier_init(shared.empty + s, Memory::kWarps);
+      barrier_init(shared.empty + s, Memory::kWarps * kWarpArrivals);
     }
   }
   __syncthreads();

@@ -14,6 +14,7 @@
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_blobs.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
@@ -156,10 +157,6 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks, cons
   const auto reader_of = [&](const TileStrip& strip) {
     return StripReader<kKind>(args.products[strip.product].w, strip, 0);
   };
-  const auto release = [&](const RingPosition& ring) {
-    __syncwarp();
-    if (lane_id() == 0) barrier_arrive(shared.empty + ring.at);
-  };
   // BF16 weights are operand A as they lie in memory: the next ones must not arrive in registers
   // that products still read, which the compiler does not see to.
   constexpr bool kLoadsEarly = kKind != LinearKind::kBf16;
@@ -192,7 +189,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks, cons
       multiply_half<kKind>(a, 1, stages + ring.at * Shared::kStride, products);
       if constexpr (kLoadsEarly) load_next(block);
       wgmma_wait<1>();
-      release(first);
+      warp_arrive(shared.empty + first.at);
       wgmma_wait<0>();
       keep_sums(products);
 #pragma unroll
@@ -202,7 +199,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks, cons
           products, scale,
           reinterpret_cast<const float*>(shared.stages + ring.at * Shared::kStride + kHalfBytes),
           sums);
-      release(ring);
+      warp_arrive(shared.empty + ring.at);
       ring.next(kStages);
       if ((block + 1) % kSliceBlocks == 0 || block + 1 == blocks) {
         add_slice(args, strip, block / kSliceBlocks, t / args.tiles * kTokens, shared, sums);
@@ -224,8 +221,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = warp_id();
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
-      barrier_init(shared.full + s, 1);   // the thread that copies
-      barrier_init(shared.empty + s, 8);  // warps that multiply
+      barrier_init(shared.full + s, 1);                   // the thread that copies
+      barrier_init(shared.empty + s, 8 * kWarpArrivals);  // warps that multiply
     }
   }
   __syncthreads();
