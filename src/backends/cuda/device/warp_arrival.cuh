@@ -34,4 +34,17 @@ __device__ inline void warp_arrive_in_ranks(Barrier* barrier) {
 #endif
 }
 
+/// Says at the barriers of the first kRanks blocks of the cluster that the warp has done reading.
+/// Its lanes are together.
+template <int kRanks>
+__device__ inline void warp_signal_ranks(Barrier* barrier) {
+#ifdef QUATRAIN_RACECHECK
+  for (unsigned rank = 0; rank < kRanks; ++rank)
+    signal_rank(address_in_rank(shared_address(barrier), rank));
+#else
+  if (lane_id() < kRanks)
+    signal_rank(address_in_rank(shared_address(barrier), static_cast<unsigned>(lane_id())));
+#endif
+}
+
 }  // namespace quatrain::cuda

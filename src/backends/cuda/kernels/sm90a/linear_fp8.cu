@@ -13,6 +13,7 @@
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/tensor_copy.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_fp8.cuh"
 #include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/linear_fp8.h"
@@ -171,7 +172,6 @@ __device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
   const int group = warp / 4;
   const int own = group * kBoxRows + warp % 4 * 16 + lane_id() / 4;  // the first token
   const std::uint64_t operands = swizzled_operand(shared_address(shared.stages));
-  const std::uint32_t empty = shared_address(shared.empty);
   RingPosition ring;
   for (int unit = units.first; unit < units.count; unit += units.step) {
     const Tile tile = tile_at(args, unit);
@@ -202,9 +202,7 @@ __device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
                                  token_scales[part * 64 + 8] * scale};
         wgmma_wait<0>();
         wgmma_results(products);
-        if (part == kParts - 1 && lane_id() < kBlocksOfPair)
-          signal_rank(address_in_rank(empty + ring.at * static_cast<int>(sizeof(Barrier)),
-                                      static_cast<unsigned>(lane_id())));
+        if (part == kParts - 1) warp_signal_ranks<kBlocksOfPair>(shared.empty + ring.at);
 #pragma unroll
         for (int i = 0; i < kSums; ++i)
           sums[part][i] = fmaf(products[i], factor[i / 2 % 2], sums[part][i]);
@@ -222,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_kernel(const __grid_constant_
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       barrier_init(shared.full + s, 1);  // the thread that copies
-      barrier_init(shared.empty + s, kBlocksOfPair * kProductWarps);
+      barrier_init(shared.empty + s, kBlocksOfPair * kProductWarps * kWarpArrivals);
     }
     barrier_init_fence();
   }

@@ -62,7 +62,7 @@ class Multiplier {
   __device__ void run() {
     fetched_block_ = walk_.end_block;  // the first fetch finds the first unit
     fetched_.unit -= fetched_.step;
-    fetch_first(std::make_integer_sequence<int, Memory::kSlots>());
+    fetch_first();
     wait_for_previous();
     int nth = 0;
     for (int unit = walk_.unit; unit < walk_.units; unit += walk_.step, ++nth) {
@@ -118,9 +118,16 @@ class Multiplier {
   // A block of columns takes kTurns slots: both strips' first halves, then both strips' second.
   static constexpr int kTurns = Memory::kHalves * kStrips;
 
-  template <int... kFirst>
-  __device__ void fetch_first(std::integer_sequence<int, kFirst...>) {
-    (fetch<kFirst % kTurns>(kFirst), ...);
+  template <int... kTurn>
+  __device__ void fetch_turns(int to, std::integer_sequence<int, kTurn...>) {
+    (fetch<kTurn>(to + kTurn), ...);
+  }
+  __device__ void fetch_first() {
+    constexpr int kLeft = Memory::kSlots % kTurns, kWhole = Memory::kSlots - kLeft;
+#pragma unroll 1
+    for (int to = 0; to < kWhole; to += kTurns)
+      fetch_turns(to, std::make_integer_sequence<int, kTurns>());
+    fetch_turns(kWhole, std::make_integer_sequence<int, kLeft>());
   }
   /// Starts the copy of the next slot but kSlots, `turn` being its turn in its block, as a group of
   /// its own, with nothing in it at the end.
