@@ -9,6 +9,7 @@
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/linear_blobs.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
+#include "backends/cuda/launch/linear_narrow.h"
 
 namespace quatrain::cuda::narrow {
 
@@ -19,9 +20,6 @@ inline constexpr int kThreads = kCopyThreads + kProductThreads;
 inline constexpr int kCopyRegisters = 40, kProductRegisters = 232;
 inline constexpr int kRingBytes = 12 << 10;   // of a warp
 inline constexpr int kInputBytes = 64 << 10;  // of all stages
-
-/// Rows of a tile: 64 to each group and strip of a warp.
-inline constexpr int kRowsPerStrip = 128;
 
 /// Dynamic shared memory of a block.
 template <LinearKind kKind, int kTokens, int kStrips>

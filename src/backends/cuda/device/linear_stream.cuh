@@ -79,7 +79,6 @@ struct Cut {
   }
 
  private:
-  static constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
   constexpr std::size_t bytes(int slices) const {
     const int owned = ceil_div(round_strips, cluster_blocks);
     return Shared<kTokens>::bytes(held_slices, slices > 1 ? 2 * slices * owned : 0);

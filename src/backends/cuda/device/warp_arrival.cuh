@@ -35,9 +35,9 @@ __device__ inline void warp_arrive_in_ranks(Barrier* barrier) {
 }
 
 /// Says at the barriers of the first kRanks blocks of the cluster that the warp has done reading.
-/// Its lanes are together.
 template <int kRanks>
 __device__ inline void warp_signal_ranks(Barrier* barrier) {
+  __syncwarp();
 #ifdef QUATRAIN_RACECHECK
   for (unsigned rank = 0; rank < kRanks; ++rank)
     signal_rank(address_in_rank(shared_address(barrier), rank));

@@ -23,9 +23,8 @@ namespace quatrain::cuda {
 struct LaunchShape {
   dim3 grid = 1;
   dim3 block = 1;
-  std::size_t shared = 0;    ///< dynamic shared memory; above 48 KB needs allow_shared()
-  unsigned cluster_x = 1;    ///< blocks along x that share their shared memory
-  bool starts_early = true;  ///< false: when the kernel before has ended
+  std::size_t shared = 0;  ///< dynamic shared memory; above 48 KB needs allow_shared()
+  unsigned cluster_x = 1;  ///< blocks along x that share their shared memory
 };
 
 /// What the runtime takes, with the attributes it points to.
@@ -33,7 +32,7 @@ class LaunchConfig {
  public:
   LaunchConfig(const LaunchShape& shape, cudaStream_t stream) {
     attributes_[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes_[0].val.programmaticStreamSerializationAllowed = shape.starts_early ? 1 : 0;
+    attributes_[0].val.programmaticStreamSerializationAllowed = 1;
     attributes_[1].id = cudaLaunchAttributeClusterDimension;
     attributes_[1].val.clusterDim.x = shape.cluster_x;
     attributes_[1].val.clusterDim.y = 1;

@@ -17,8 +17,6 @@ constexpr int kSlicesOfLarge = 4;
 // From here on tiles of 128 tokens are faster.
 constexpr int kManyTokens = 257;
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 LinearKind kind_of(const Matrix& w) {
   switch (w.format) {
     case WeightFormat::kDense:

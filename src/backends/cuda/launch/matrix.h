@@ -4,10 +4,13 @@
 
 #include <cstdint>
 
+#include "core/codec.h"
 #include "core/dtype.h"
 #include "core/quant_matrix.h"
 
 namespace quatrain::cuda {
+
+QT_HOST_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 /// Layout of the checkpoint: `values` and `scales` row-major as QuantMatrix describes them.
 struct Matrix {

@@ -212,8 +212,6 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // Blocks along the tokens of one expert: enough when a few experts take all of a long prompt.
 int token_blocks(const ExpertsArgs& work) {
   return std::min(16, std::max(1, work.slots / work.k / 256));

@@ -13,6 +13,7 @@
 #include "backends/cuda/device/fp8_fragments.cuh"
 #include "backends/cuda/device/prefill_feed.cuh"
 #include "backends/cuda/device/prefill_fp8_results.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_fp8.cuh"
 
 namespace quatrain::cuda {
@@ -46,9 +47,6 @@ struct Multiplier {
   int turn;  // of the peaks
 
   __device__ int warp() const { return warp_id() % kMultiplyingWarps; }
-  __device__ void release(Barrier* barrier) const {
-    if (lane_id() == 0) barrier_arrive(barrier);
-  }
 
   // Where the slabs of a block of rows start among those of a chunk.
   __device__ const std::uint8_t* packed_rows(int block, int& first_slab) const {
@@ -129,8 +127,7 @@ struct Multiplier {
         if (i + 1 < kTurns) {
           decode((i + 1) / kBlocks, (i + 1) % kBlocks, a[(i + 1) % 2]);
         } else {
-          __syncwarp();
-          release(shared.weights_empty + weights.at);
+          warp_arrive(shared.weights_empty + weights.at);
           weights.next(kWeightStages);
           // Past the tile's last chunk there is nothing to wait for, and what is decoded is not
           // used.
@@ -142,8 +139,7 @@ struct Multiplier {
         wgmma_results(sums);
         add<kWidth>(d[block], sums);
         if (block == kBlocks - 1) {
-          __syncwarp();
-          release(shared.tokens_empty + tokens.at);
+          warp_arrive(shared.tokens_empty + tokens.at);
           tokens.next(kTokenStages);
         }
       }
@@ -166,8 +162,7 @@ struct Multiplier {
     } else if (row / kTileRows < projection.row_tiles) {
       results.template store_outputs16<kWidth>(d);
     }
-    __syncwarp();  // all lanes have read the table
-    release(shared.table_empty + table.at);
+    warp_arrive(shared.table_empty + table.at);
     table.next(kTableStages);
   }
 
@@ -191,15 +186,15 @@ __device__ void make_ready(const Shared& shared) {
   if (thread == 0) {
     for (int s = 0; s < kWeightStages; ++s) {
       barrier_init(shared.weights_full + s, 1);
-      barrier_init(shared.weights_empty + s, kMultiplyingWarps);
+      barrier_init(shared.weights_empty + s, kMultiplyingWarps * kWarpArrivals);
     }
     for (int s = 0; s < kTokenStages; ++s) {
       barrier_init(shared.tokens_full + s, kGatherThreads);
-      barrier_init(shared.tokens_empty + s, kMultiplyingWarps);
+      barrier_init(shared.tokens_empty + s, kMultiplyingWarps * kWarpArrivals);
     }
     for (int s = 0; s < kTableStages; ++s) {
       barrier_init(shared.table_full + s, kGatherThreads);
-      barrier_init(shared.table_empty + s, kMultiplyingWarps);
+      barrier_init(shared.table_empty + s, kMultiplyingWarps * kWarpArrivals);
     }
     barrier_init_fence();
   }

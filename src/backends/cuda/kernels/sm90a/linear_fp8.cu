@@ -237,8 +237,6 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_kernel(const __grid_constant_
   cluster_sync();  // none ends while the other sends to it
 }
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 /// Bytes of scratch per token: codes, and a scale per block.
 std::int64_t token_bytes(int cols, int groups) {
   return std::int64_t{groups} * (cols + ceil_div(cols, kFp8Columns) * 4);

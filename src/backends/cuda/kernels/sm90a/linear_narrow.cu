@@ -24,6 +24,7 @@
 #include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/linear_narrow.h"
 #include "backends/cuda/launch/linear_tiles.h"
 
 namespace quatrain::cuda {
@@ -422,49 +423,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
-int tiles_of(const LinearTiles& args, int rows) {
-  int tiles = 0;
-  for (int i = 0; i < args.count; ++i)
-    tiles += args.groups * ceil_div(args.products[i].w.rows / args.groups, rows);
-  return tiles;
-}
-
-/// How a launch is cut.
-struct Cut {
-  int strips = 1;  // of a warp
-  int ranks = 1;   // blocks that share a tile's slices
-};
-
-/// Blocks' time in units of one of two strips' work on a block of columns.
-double time_of(const LinearTiles& args, int tokens, const Cut& cut) {
-  constexpr double kMeeting = 3;  // for each tile
-  const int blocks = ceil_div(args.cols, kLinearBlock);
-  const int units = tiles_of(args, kRowsPerStrip * cut.strips) * ceil_div(args.tokens, tokens);
-  const int waves = ceil_div(units, multiprocessors() / cut.ranks);
-  const int own = cut.ranks > 1 ? kSliceBlocks : blocks;
-  // One strip alone leaves gaps between its products.
-  const double strips = cut.strips == 1 ? 1.25 : 2.0;
-  return waves * (own * strips + (cut.ranks > 1 ? kMeeting : 0));
-}
-
-Cut best_cut(const LinearTiles& args, int tokens) {
-  Cut best;
-  double least = 1e30;
-  for (const int strips : {2, 1})
-    for (const int ranks : {1, args.slices}) {
-      if (ranks > multiprocessors()) continue;
-      const Cut cut{.strips = strips, .ranks = ranks};
-      const double time = time_of(args, tokens, cut);
-      if (time < least) {
-        least = time;
-        best = cut;
-      }
-    }
-  return best;
-}
-
 /// Parts of the scratch: inputs, sums of blocks that share tiles, arrivals.
 template <int kTokens>
 struct Parts {
@@ -476,7 +434,7 @@ struct Parts {
     sums_at = std::int64_t{args.groups} * ceil_div(args.cols, kLinearBlock) * token_tiles *
               InputBlob<kTokens>::kBytes;
     arrivals_at = sums_at + 2 * multiprocessors() * kMostBlockBytes;
-    bytes = arrivals_at + std::int64_t{4} * tiles_of(args, kRowsPerStrip) * token_tiles;
+    bytes = arrivals_at + std::int64_t{4} * row_tiles(args, kRowsPerStrip) * token_tiles;
   }
 };
 
@@ -513,7 +471,7 @@ void launch_narrow(LinearTiles args, int ranks, const LinearScratch& scratch, cu
 
 template <LinearKind kKind, int kTokens>
 void cut_and_launch(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
-  const Cut cut = best_cut(args, kTokens);
+  const NarrowCut cut = narrow_cut(args, kTokens, multiprocessors());
   if (cut.strips == 2)
     launch_narrow<kKind, kTokens, 2>(args, cut.ranks, scratch, stream);
   else

@@ -30,8 +30,6 @@ namespace {
 
 using namespace stream;
 
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 /// One part of a launch by one block. Members are what its phases share.
 template <LinearKind kKind, int kTokens>
 class Stream {

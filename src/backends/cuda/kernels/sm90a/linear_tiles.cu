@@ -237,8 +237,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // As many tokens at a time as the scratch holds split inputs of.
 template <LinearKind kKind>
 void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
