@@ -102,8 +102,9 @@ void quantise_expert_rows(const float* x, int rows, int cols, const Fp8Rows& to,
 
 void list_pass_tiles(const int* offsets, int experts, int widest, PassTile* tiles, int* count,
                      cudaStream_t stream) {
-  list_kernel<<<1, kThreads, static_cast<std::size_t>(experts) * sizeof(Passes), stream>>>(
-      offsets, experts, widest, tiles, count);
+  // Whole 16 bytes: the compiler reads two at once, the last one, too.
+  const auto shared = static_cast<std::size_t>(padded_to(experts, 2)) * sizeof(Passes);
+  list_kernel<<<1, kThreads, shared, stream>>>(offsets, experts, widest, tiles, count);
   QT_CUDA(cudaGetLastError());
 }
 
