@@ -43,7 +43,7 @@ void bench_ops(const OpsFlags& flags) {
                     .device = backend.device};
   report.limits = backend.measure_limits();
   fmt::print(stderr, "{}: {}\n", backend.description, describe(report.limits));
-  for (const std::string& model : flags.models)
+  for (const std::string& model : flags.models) {
     measure_operations(*backend.ops, synthetic_model(model, 3), model, options, flags.repetitions,
                        [&](OpResult result) {
                          fmt::print(stderr, "{} {}, {} rows, context {}: {:.2f} µs\n", model,
@@ -51,6 +51,9 @@ void bench_ops(const OpsFlags& flags) {
                                     result.microseconds);
                          report.results.push_back(std::move(result));
                        });
+    for (const std::string& choice : backend.ops->kernel_choices())
+      fmt::print(stderr, "{} kernels: {}\n", model, choice);
+  }
   if (!flags.save.empty()) write_text_file(flags.save, format_report(report, "json"));
   fmt::print("{}", format_report(report, flags.format));
 }

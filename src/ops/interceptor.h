@@ -60,6 +60,7 @@ class Interceptor : public Ops {
   explicit Interceptor(Ops& inner) : inner_(inner) {}
 
   std::string_view backend_name() const override { return inner_.backend_name(); }
+  std::vector<std::string> kernel_choices() const override { return inner_.kernel_choices(); }
   DType activation_dtype() const override { return inner_.activation_dtype(); }
   DType cache_dtype() const override { return inner_.cache_dtype(); }
   MemoryInfo memory() override { return inner_.memory(); }

@@ -127,6 +127,10 @@ class Ops {
     return 0;
   }
 
+  /// Which kernels steps of how many rows take, a line for each kind of operation, for people to
+  /// read; after reserve(). A function of the model's shape and the device alone.
+  virtual std::vector<std::string> kernel_choices() const { return {}; }
+
   // ---- recorded steps ----
   /// Operations recorded once and replayed as one launch, on what their input arrays hold then.
   class Recording {

@@ -278,5 +278,26 @@ TEST_F(CudaLinears, MixingAndNormTogetherMatchTheirParts) {
     }
 }
 
+// What a run prints: every step has its kernels, and each kind of operation its line.
+TEST_F(CudaLinears, KernelChoicesCoverStepsOfAnySize) {
+  reserve({.rows = 512,
+           .context = 1024,
+           .slots = 4,
+           .experts_per_token = 6,
+           .num_experts = 64,
+           .hidden_size = 256,
+           .intermediate_size = 128,
+           .window = 128,
+           .index_topk = 64,
+           .linear_activations = LinearActivations::kFp8});
+  const std::vector<std::string> lines = gpu().kernel_choices();
+  ASSERT_EQ(lines.size(), 5u);
+  EXPECT_EQ(lines[0].find("linears: "), 0u) << lines[0];
+  EXPECT_NE(lines[1].find("from 129 rows"), std::string::npos) << lines[1];
+  EXPECT_NE(lines[2].find("1 to 64 rows: decode: 8 tokens"), std::string::npos) << lines[2];
+  EXPECT_NE(lines[3].find("65 to 256 rows: decode: 16 tokens"), std::string::npos) << lines[3];
+  EXPECT_NE(lines[4].find("more than 256 rows"), std::string::npos) << lines[4];
+}
+
 }  // namespace
 }  // namespace quatrain::testing

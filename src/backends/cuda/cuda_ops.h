@@ -52,6 +52,7 @@ class CudaOps final : public Ops {
   ~CudaOps() override;
 
   std::string_view backend_name() const override { return "cuda"; }
+  std::vector<std::string> kernel_choices() const override;
   DType activation_dtype() const override { return DType::kF32; }
   DType cache_dtype() const override { return cache_dtype_; }
 

@@ -107,12 +107,11 @@ void CudaOps::product(const cuda::LinearsArgs& args) {
 // Decode steps round the inputs and multiply as ever, so that a row has the same bits in any of
 // them; longer steps go to FP8 tensor cores, whose sums have fewer bits.
 void CudaOps::fp8_product(const cuda::LinearsArgs& args) {
-  constexpr int kManyTokens = 129;
   const cuda::LinearScratch scratch{.memory = linear_scratch_.data(),
                                     .bytes = linear_scratch_.bytes()};
   const int cols = args.products[0].w.cols, width = args.groups * cols;
-  bool has_tiles =
-      args.tokens >= kManyTokens && scratch.bytes >= cuda::fp8_scratch_bytes(cols, args.groups);
+  bool has_tiles = args.tokens >= cuda::kFp8TileTokens &&
+                   scratch.bytes >= cuda::fp8_scratch_bytes(cols, args.groups);
   for (int i = 0; i < args.count; ++i)
     has_tiles = has_tiles && cuda::has_fp8_linear(args.products[i].w, args.groups);
   if (has_tiles) return cuda::multiply_fp8(args, scratch, stream_);

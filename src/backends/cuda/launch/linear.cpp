@@ -5,6 +5,7 @@
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/launch/linear_stream.h"
 #include "backends/cuda/launch/linear_tiles.h"
+#include "core/error.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -124,6 +125,13 @@ bool has_fast_linear(const Matrix& w) {
     default:
       return w.cols % 16 == 0;
   }
+}
+
+std::string describe_linears() {
+  return fmt::format(
+      "weights streamed once per 8 rows up to {} (single matrices of {} MiB and more: {}), read "
+      "once per 64 rows up to {}, then in tiles of 128 rows",
+      kSomeTokens - 1, kLargeBytes >> 20, kSomeTokensOfLarge - 1, kManyTokens - 1);
 }
 
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <string>
 
 #include "backends/cuda/launch/matrix.h"
 
@@ -64,6 +65,9 @@ struct LinearScratch {
 
 /// Whether linears() takes the matrix: a format it knows, in rows of whole 16-byte words.
 bool has_fast_linear(const Matrix& w);
+
+/// How linears() chooses by tokens, for people to read.
+std::string describe_linears();
 
 /// Multiprocessors of the device in use.
 int multiprocessors();

@@ -13,6 +13,10 @@
 
 namespace quatrain::cuda {
 
+/// From here on FP8 tensor cores multiply FP8 activations; shorter steps must give a row the same
+/// bits in any company.
+inline constexpr int kFp8TileTokens = 129;
+
 /// Whether multiply_fp8() takes the matrix: FP8 in whole 128x128 blocks, but for the last rows
 /// where there is one group.
 bool has_fp8_linear(const Matrix& w, int groups);
