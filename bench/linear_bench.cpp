@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// linear_bench [CASE…] [TOKENS…]: microseconds and share of the measured read bandwidth of the
-// GPU's dense products at DeepSeek-V4-Flash shapes, as replays of recorded steps. Without numbers
-// of tokens those of decoding, or with `prefill` those of long prompts.
+// linear_bench [CASE…] [TOKENS…] [fp16]: microseconds and share of the measured read bandwidth of
+// the GPU's dense products at DeepSeek-V4-Flash shapes, as replays of recorded steps. Without
+// numbers of tokens those of decoding, or with `prefill` those of long prompts; with `fp16` inputs
+// of FP8 weights are rounded to F16.
 //
 // Every case cycles through copies of its weights, 256 MB or more, so that nothing comes from the
 // L2. Weights and inputs are random. A figure is the median of 20 replays of one recording.
@@ -130,7 +131,7 @@ Tensor device_tensor(const Buffer& buffer, std::initializer_list<std::int64_t> s
 }
 
 void run(CudaOps& ops, const Case& c, const std::vector<std::int64_t>& token_counts,
-         double bandwidth) {
+         LinearActivations activations, double bandwidth) {
   std::int64_t bytes = 0, outputs = 0;
   const std::int64_t cols = c.weights[0].cols,
                      most = *std::max_element(token_counts.begin(), token_counts.end());
@@ -159,7 +160,7 @@ void run(CudaOps& ops, const Case& c, const std::vector<std::int64_t>& token_cou
     const auto body = [&] {
       for (int round = 0; round < rounds; ++round)
         for (const auto& copy : copies) {
-          op::Linears all{.x = device_tensor(x, {tokens, cols})};
+          op::Linears all{.x = device_tensor(x, {tokens, cols}), .activations = activations};
           float* at = static_cast<float*>(out.data());
           for (const auto& w : copy) {
             all.add(*w, Tensor(at, DType::kF32, {tokens, w->rows}));
@@ -170,7 +171,8 @@ void run(CudaOps& ops, const Case& c, const std::vector<std::int64_t>& token_cou
           else
             ops.grouped_linear({.x = device_tensor(x, {tokens, c.groups, cols}),
                                 .w = copy[0].get(),
-                                .out = device_tensor(out, {tokens, c.groups, outputs / c.groups})});
+                                .out = device_tensor(out, {tokens, c.groups, outputs / c.groups}),
+                                .activations = activations});
         }
     };
     body();
@@ -193,10 +195,13 @@ int main_of(int argc, char** argv) {
   fmt::print("|---|---:|---:|---:|---:|---:|---:|\n");
   std::vector<std::int64_t> tokens{1, 4, 16, 32, 64}, numbers;
   std::vector<std::string_view> wanted;
+  auto activations = LinearActivations::kFull;
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
     if (word == "prefill")
       tokens = {256, 2048, 8192};
+    else if (word == "fp16")
+      activations = LinearActivations::kF16;
     else if (word.find_first_not_of("0123456789") == std::string_view::npos)
       numbers.push_back(std::stoll(std::string(word)));
     else
@@ -206,7 +211,7 @@ int main_of(int argc, char** argv) {
   ops.reserve({.rows = *std::max_element(tokens.begin(), tokens.end())});
   for (const Case& c : cases())
     if (wanted.empty() || std::find(wanted.begin(), wanted.end(), c.name) != wanted.end())
-      run(ops, c, tokens, bandwidth);
+      run(ops, c, tokens, activations, bandwidth);
   return 0;
 }
 

@@ -18,7 +18,7 @@ namespace {
 struct OpsFlags {
   std::string backend = "auto";
   std::string kv_cache_dtype = "auto";
-  std::string expert_activations = "auto";
+  std::string expert_activations = "auto", linear_activations = "auto";
   CpuFlags cpu;
   std::vector<std::string> models = {"flash"};
   std::string rows = "1,16,512";
@@ -35,6 +35,8 @@ void bench_ops(const OpsFlags& flags) {
                         .contexts = parse_numbers(flags.contexts, "--context", 1, 1 << 20)};
   Backend backend = make_backend(flags.backend, flags.cpu, flags.kv_cache_dtype);
   options.activations = parse_activations(flags.expert_activations, backend.ops->backend_name());
+  options.linear_activations =
+      parse_linear_activations(flags.linear_activations, backend.ops->backend_name());
   options.cycle_bytes = backend.cycle_bytes;
   OpsReport report;
   report.subject = {.version = QUATRAIN_VERSION,
@@ -82,6 +84,10 @@ void add_bench_ops(CLI::App& bench) {
       ->capture_default_str();
   verb->add_option("--expert-activations", flags->expert_activations,
                    "Inputs of the routed experts, as for run")
+      ->capture_default_str();
+  verb->add_option("--linear-activations", flags->linear_activations,
+                   "Inputs of linears with FP8 weights, as for run")
+      ->check(CLI::IsMember({"auto", "fp32", "fp16", "fp8"}))
       ->capture_default_str();
   verb->add_option("--models", flags->models, "Shapes: flash, pro, storyteller")
       ->delimiter(',')

@@ -48,9 +48,12 @@ void ModelFlags::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option(
          "--linear-activations", linear_activations,
-         "Inputs of linears whose weights are in FP8 blocks: fp32, or fp8 (a power of two per "
-         "row and 128 columns; refused where other linears should have them)")
-      ->check(CLI::IsMember({"fp32", "fp8"}))
+         "Inputs of linears with FP8 weights: auto (fp32 on the CPU, fp16 on a GPU), fp32, fp16 "
+         "(11 "
+         "bits and a power of two per row and 128 columns), or fp8 (the same with 4 bits, as the "
+         "official model; refused where linears should have it whose weights are not in FP8 "
+         "blocks)")
+      ->check(CLI::IsMember({"auto", "fp32", "fp16", "fp8"}))
       ->capture_default_str();
   app.add_option(
          "--kv-cache-dtype", kv_cache_dtype,
@@ -96,6 +99,13 @@ ExpertActivations parse_activations(std::string name, std::string_view backend) 
   if (name == "nvfp4") return ExpertActivations::kNvfp4;
   if (name == "static") return ExpertActivations::kStatic;
   return ExpertActivations::kFull;
+}
+
+LinearActivations parse_linear_activations(std::string_view name, std::string_view backend) {
+  if (name == "auto") name = backend == "cpu" ? "fp32" : "fp16";
+  if (name == "fp16") return LinearActivations::kF16;
+  if (name == "fp8") return LinearActivations::kFp8;
+  return LinearActivations::kFull;
 }
 
 namespace {
@@ -144,7 +154,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
   options.numerics.expert_activations =
       parse_activations(flags.expert_activations, ops_->backend_name());
   options.numerics.linear_activations =
-      flags.linear_activations == "fp8" ? LinearActivations::kFp8 : LinearActivations::kFull;
+      parse_linear_activations(flags.linear_activations, ops_->backend_name());
 
   const auto start = std::chrono::steady_clock::now();
   const ModelSource source = flags.open();

@@ -23,6 +23,7 @@ void add_cpu_flags(CLI::App& app, CpuFlags& cpu);
 
 /// What --expert-activations means on a backend; "auto" is int8 on the CPU and bf16 elsewhere.
 ExpertActivations parse_activations(std::string name, std::string_view backend);
+LinearActivations parse_linear_activations(std::string_view name, std::string_view backend);
 
 struct ModelFlags {
   std::string model;
@@ -30,7 +31,7 @@ struct ModelFlags {
   std::int64_t layers = 0;  ///< of the made-up model; 0: as published
   std::string backend = "auto";
   std::string expert_activations = "auto";
-  std::string linear_activations = "fp32";
+  std::string linear_activations = "auto";
   std::string kv_cache_dtype = "auto";
   std::string sim = "off";
   std::string trace;

@@ -61,7 +61,8 @@ class Cases {
                    .hidden_size = c_.hidden_size,
                    .intermediate_size = c_.moe_intermediate_size,
                    .window = c_.sliding_window,
-                   .index_topk = c_.index_topk});
+                   .index_topk = c_.index_topk,
+                   .linear_activations = options_.linear_activations});
   }
 
   // One measurement: calls that differ in what they read, and the cost of one.
@@ -132,7 +133,8 @@ class Cases {
     for (const std::int64_t tokens : options_.rows) {
       if (groups > 0) {
         op::GroupedLinear args{.x = bench_.activations({tokens, groups, cols}),
-                               .out = bench_.activations({tokens, groups, rows / groups})};
+                               .out = bench_.activations({tokens, groups, rows / groups}),
+                               .activations = options_.linear_activations};
         std::vector<op::GroupedLinear> variants;
         for (const LinearPtr& w : packed) (args.w = w.get(), variants.push_back(args));
         measure(operation, shape, tokens, 0, variants, &Ops::grouped_linear);
@@ -141,7 +143,8 @@ class Cases {
         op::Linear args{
             .x = bench_.activations({tokens, cols}),
             .out = bench_.make(wide ? DType::kF32 : ops().activation_dtype(), {tokens, rows}),
-            .precise = precise};
+            .precise = precise,
+            .activations = options_.linear_activations};
         std::vector<op::Linear> variants;
         for (const LinearPtr& w : packed) (args.w = w.get(), variants.push_back(args));
         measure(operation, shape, tokens, 0, variants, &Ops::linear);

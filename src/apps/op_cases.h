@@ -21,6 +21,7 @@ struct OpCaseOptions {
   /// Up to this many rows each belong to a sequence of their own; more are one sequence's prompt.
   std::int64_t most_sequences = 64;
   ExpertActivations activations = ExpertActivations::kBf16;
+  LinearActivations linear_activations = LinearActivations::kFull;
   std::int64_t cycle_bytes = 0;  ///< see Backend
 };
 

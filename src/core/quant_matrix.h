@@ -22,6 +22,12 @@ enum class WeightFormat : std::uint8_t {
   kFp8Tensor,  ///< E4M3; one scale (F32 or BF16)
 };
 
+/// Whether values are E4M3, whatever the scales.
+constexpr bool is_fp8(WeightFormat format) {
+  return format == WeightFormat::kFp8Block || format == WeightFormat::kFp8Row ||
+         format == WeightFormat::kFp8Tensor;
+}
+
 /// "NVFP4", "MXFP4", "FP8 128x128", …
 std::string_view name_of(WeightFormat format);
 

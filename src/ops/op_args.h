@@ -69,11 +69,12 @@ enum class ExpertActivations : std::uint8_t {
   kFp8,     ///< E4M3 with a power of two per 128, for PackedExperts made with fp8_inputs
 };
 
-/// What products with weights in FP8 blocks take of their inputs; others, and precise ones, are not
+/// What products with FP8 weights take of their inputs; others, and precise ones, are not
 /// concerned.
 enum class LinearActivations : std::uint8_t {
   kFull,  ///< FP32, or as much of it as a backend's products take
-  kFp8,   ///< rounded to the grid of core/fp8_activations.h: a power of two per 128 columns
+  kF16,   ///< rounded to the grid of core/f16_activations.h, 11 bits; a backend may keep more
+  kFp8,   ///< of weights in FP8 blocks: rounded to the grid of core/fp8_activations.h
 };
 
 namespace op {
@@ -158,7 +159,7 @@ struct RmsNorm {
   }
 };
 
-// out = x Wᵀ. `precise` products keep FP32 accuracy of x where others may round it to BF16 or FP8:
+// out = x Wᵀ. `precise` products keep FP32 accuracy of x where others may round it to F16 or FP8:
 // router logits and compressor inputs, which the official model computes in FP32 (2.10).
 struct Linear {
   static constexpr const char* kName = "linear";

@@ -96,12 +96,15 @@ TEST_F(CudaModel, PackedCachesLoseNothingOnTheGrid) {
   }
 }
 
+// As a command runs it: FP8 linears take F16 inputs.
 TEST_F(CudaModel, OracleLogitsAndExperts) {
   std::int64_t same = 0, pairs = 0;
+  EngineOptions o = oracle_options();
+  o.numerics.linear_activations = LinearActivations::kF16;
   for (const auto& folder : oracle_cases()) {
     const Golden expected(folder / "expected.safetensors");
     const std::vector<std::int32_t> ids = expected.ints("input_ids");
-    LoadedModel model(folder, oracle_options(), *gpu);
+    LoadedModel model(folder, o, *gpu);
     const std::vector<float> logits =
         stored_rows(expected, model.logits(ids, {kMaxRows}), ids.size());
     const std::vector<double> errors =
@@ -189,12 +192,19 @@ EngineOptions story_options(std::int64_t sequences) {
   return o;
 }
 
+// What a command takes on a GPU.
+EngineOptions gpu_story_options(std::int64_t sequences) {
+  EngineOptions o = story_options(sequences);
+  o.numerics.linear_activations = LinearActivations::kF16;
+  return o;
+}
+
 TEST_F(CudaModel, StorytellerLossIsTheCpuLoss) {
   const Golden golden(QUATRAIN_SOURCE_DIR "/tests/golden/storyteller/windows.safetensors");
   const std::vector<std::int32_t> windows = golden.ints("windows");
   CpuOps cpu;
   ModelRunner on_cpu(cpu, kShippedModel, story_options(1));
-  ModelRunner on_gpu(*gpu, kShippedModel, story_options(1));
+  ModelRunner on_gpu(*gpu, kShippedModel, gpu_story_options(1));
   double difference = 0;
   for (const std::size_t w : {0, 12}) {
     const std::span<const std::int32_t> ids = std::span(windows).subspan(w * 1025, 1025);
@@ -252,10 +262,10 @@ class CudaBatch : public CudaModel {
 };
 
 TEST_F(CudaBatch, DecodeIsBitEqualInAnyBatchAndRecorded) {
-  EngineOptions eager = story_options(6);
+  EngineOptions eager = gpu_story_options(6);
   eager.record = false;
   ModelRunner plain(*gpu, kShippedModel, eager);
-  ModelRunner recorded(*gpu, kShippedModel, story_options(6));
+  ModelRunner recorded(*gpu, kShippedModel, gpu_story_options(6));
   EXPECT_GE(recorded.recorded_steps(), 3u);
   const std::vector<float> alone = decode(plain, {2}, 2, 8);
   EXPECT_EQ(decode(plain, {0, 1, 2, 3, 4}, 2, 8), alone);
@@ -267,7 +277,7 @@ TEST_F(CudaBatch, DecodeIsBitEqualInAnyBatchAndRecorded) {
 
 // Recorded steps are one launch and two copies; the guard ends the process on any wait inside.
 TEST_F(CudaBatch, ADecodeStepIsOneLaunchAndTwoCopies) {
-  EngineOptions o = story_options(24);
+  EngineOptions o = gpu_story_options(24);
   o.guard = true;
   ModelRunner runner(*gpu, kShippedModel, o);
   EXPECT_EQ(runner.recorded_steps(), 6u);  // 1, 2, 4, 8, 16, 24
@@ -309,7 +319,7 @@ TEST_F(CudaBatch, StepsSampleWhatTheHostWould) {
                                  .logprobs = 3,
                                  .seed = 11};
   for (const bool record : {false, true}) {
-    EngineOptions o = story_options(4);
+    EngineOptions o = gpu_story_options(4);
     o.record = record;
     CudaOps other;  // a recording holds the scratch of its backend: one runner each
     ModelRunner on_device(*gpu, kShippedModel, o), on_host(other, kShippedModel, o);
@@ -342,7 +352,7 @@ TEST_F(CudaBatch, StepsSampleWhatTheHostWould) {
 // The plan is what the device has less afterwards, but for the driver's rounding of allocations.
 TEST_F(CudaModel, TheMemoryPlanIsWhatTheDeviceGives) {
   const std::int64_t before = gpu->memory().free;
-  ModelRunner runner(*gpu, kShippedModel, story_options(16));
+  ModelRunner runner(*gpu, kShippedModel, gpu_story_options(16));
   const std::int64_t taken = before - gpu->memory().free;
   RecordProperty("taken", fmt::format("{} of {} planned, {} of them in {} recorded steps", taken,
                                       runner.plan().total(), runner.recorded_bytes(),
@@ -352,7 +362,7 @@ TEST_F(CudaModel, TheMemoryPlanIsWhatTheDeviceGives) {
 }
 
 TEST_F(CudaBatch, ManyStepsTakeNoMemory) {
-  ModelRunner runner(*gpu, kShippedModel, story_options(4));
+  ModelRunner runner(*gpu, kShippedModel, gpu_story_options(4));
   decode(runner, {0, 1, 2}, 0, 20);
   std::size_t before = 0, after = 0, total = 0;
   cudaMemGetInfo(&before, &total);

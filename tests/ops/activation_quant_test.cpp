@@ -90,23 +90,56 @@ std::vector<float> product(CpuOps& ops, const PackedLinear& w, std::int64_t toke
   return out.values();
 }
 
-// Of weights in FP8 blocks the CPU's products with FP8 activations are products of rounded rows.
+// 11 bits of every value of ordinary size, whatever the range of the block, and the same for others
+// beside a NaN.
+TEST(F16Activations, KeepElevenBits) {
+  std::vector<float> x = Random(65).normals(400);
+  for (std::size_t i = 128; i < 256; ++i) x[i] *= 0x1p90f;
+  for (std::size_t i = 256; i < 384; ++i) x[i] *= 0x1p-90f;
+  std::vector<float> rounded(400);
+  f16_round_row(x.data(), 400, rounded.data());
+  int moved = 0;
+  for (std::size_t i = 0; i < 400; ++i) {
+    const float block_max = *std::max_element(
+        x.begin() + static_cast<std::ptrdiff_t>(i / 128 * 128),
+        x.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(400, i / 128 * 128 + 128)),
+        [](float a, float b) { return std::abs(a) < std::abs(b); });
+    EXPECT_LE(std::abs(rounded[i] - x[i]),
+              std::max(std::abs(x[i]) * 0x1p-11f, std::abs(block_max) * 0x1p-39f));
+    moved += rounded[i] != x[i] ? 1 : 0;
+  }
+  EXPECT_GT(moved, 390);  // no FP32 value of a random mantissa has 11 bits
+  std::vector<float> again(400);
+  f16_round_row(rounded.data(), 400, again.data());
+  EXPECT_TRUE(same_bits(again, rounded));
+  x[130] = kNaN;
+  f16_round_row(x.data(), 400, again.data());
+  EXPECT_TRUE(std::isnan(again[130]));
+  again[130] = rounded[130];
+  EXPECT_TRUE(same_bits(again, rounded));
+}
+
+// Of FP8 weights the CPU's products with rounded activations are products of rounded rows; FP8
+// activations are for weights in blocks.
 TEST(Fp8Activations, LinearsTakeRoundedRows) {
-  constexpr int kBf16 = 1, kBlocks = 6;  // of kMatrixKinds
+  constexpr int kBf16 = 1, kBlocks = 6, kRow = 9;  // of kMatrixKinds
   for (const CpuIsa isa : {CpuIsa::kPlain, best_isa()}) {
     CpuOps ops(2, isa);
-    for (const int kind : {kBf16, kBlocks})
+    for (const int kind : {kBf16, kBlocks, kRow})
       for (const std::int64_t groups : {1, 2, 3})
         for (const std::int64_t tokens : {1, 7, 70}) {
           RandomMatrix w(kMatrixKinds[kind], 96, 320, 60);
           const auto packed = ops.pack_linear(w.view());
           ops.reserve(roomy_limits());
           const std::vector<float> x = Random(61).normals(tokens * groups * 320, 5);
-          std::vector<float> rounded = x;
-          if (kind == kBlocks)
-            for (std::int64_t r = 0; r < tokens * groups; ++r)
-              fp8_round_row(x.data() + r * 320, 320, rounded.data() + r * 320);
+          std::vector<float> rounded = x, by_f16 = x;
+          for (std::int64_t r = 0; r < tokens * groups; ++r) {
+            if (kind == kBlocks) fp8_round_row(x.data() + r * 320, 320, rounded.data() + r * 320);
+            if (kind != kBf16) f16_round_row(x.data() + r * 320, 320, by_f16.data() + r * 320);
+          }
           const auto plain = LinearActivations::kFull;
+          EXPECT_TRUE(same_bits(product(ops, *packed, tokens, groups, x, LinearActivations::kF16),
+                                product(ops, *packed, tokens, groups, by_f16, plain)));
           EXPECT_TRUE(same_bits(product(ops, *packed, tokens, groups, x, LinearActivations::kFp8),
                                 product(ops, *packed, tokens, groups, rounded, plain)));
           if (groups == 1) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The GPU's dense products against double precision, the same bits in any company, and the fused
 // operations against their parts on the CPU.
+#include "backends/cpu/activation_quant.h"
 #include "ops/cuda_compare.h"
 #include "support/random_matrix.h"
 
@@ -19,30 +20,58 @@ void reserve_long(Ops& ops) {
   ops.reserve(limits);
 }
 
+/// A kind of weight and what products take of their inputs: where that matters, both.
+struct Kind {
+  int matrix;  // of kMatrixKinds
+  LinearActivations activations = LinearActivations::kFull;
+};
+constexpr LinearActivations kF16 = LinearActivations::kF16;
+constexpr Kind kKinds[] = {{1}, {kNvfp4}, {kMxfp4}, {kFp8}, {kFp8, kF16}};
+
+std::string describe(const Kind& kind) {
+  return fmt::format("{}{}", kMatrixKinds[kind.matrix].name,
+                     kind.activations == kF16 ? " by F16" : "");
+}
+
 std::vector<float> product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
-                           std::int64_t groups, const std::vector<float>& x) {
+                           std::int64_t groups, const std::vector<float>& x,
+                           LinearActivations activations = LinearActivations::kFull) {
   const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
   in_step([&] {
     if (groups == 1)
-      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}), .w = &w, .out = out});
+      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}),
+                  .w = &w,
+                  .out = out,
+                  .activations = activations});
     else
-      ops.grouped_linear(
-          {.x = in, .w = &w, .out = out.tensor().reshaped({tokens, groups, w.rows / groups})});
+      ops.grouped_linear({.x = in,
+                          .w = &w,
+                          .out = out.tensor().reshaped({tokens, groups, w.rows / groups}),
+                          .activations = activations});
   });
   return out.values();
+}
+
+std::vector<float> f16_rows(std::vector<float> x, std::int64_t cols) {
+  for (std::size_t at = 0; at < x.size(); at += static_cast<std::size_t>(cols))
+    f16_round_row(x.data() + at, cols, x.data() + at);
+  return x;
 }
 
 // Inputs of FP8 weights keep 22 bits, others 16; the rest is the rounding of FP32 sums.
 TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
   reserve_long(gpu());
   unsigned seed = 1;
-  for (const int kind : {1, kNvfp4, kMxfp4, kFp8, 7, 8, 9, 10})
+  for (const auto& [kind, activations] :
+       {Kind{1}, Kind{kNvfp4}, Kind{kMxfp4}, Kind{kFp8}, Kind{7}, Kind{8}, Kind{9}, Kind{10},
+        Kind{kFp8, kF16}, Kind{7, kF16}, Kind{9, kF16}, Kind{10, kF16}})
     for (const std::int64_t cols : {192, 1024, 4096, 5120})
       for (const std::int64_t tokens : {1, 5, 16, 40, 150}) {
         RandomMatrix w(kMatrixKinds[kind], 100, cols, ++seed);
-        const std::vector<float> x = Random(++seed).normals(tokens * cols);
+        std::vector<float> x = Random(++seed).normals(tokens * cols);
         const auto packed = gpu().pack_linear(w.view());
-        const std::vector<float> found = product(gpu(), *packed, tokens, 1, x);
+        const std::vector<float> found = product(gpu(), *packed, tokens, 1, x, activations);
+        if (activations == kF16) x = f16_rows(std::move(x), cols);
         double error = 0, norm = 0;
         for (std::int64_t r = 0; r < 100; ++r) {
           const std::vector<double> row = w.row(r);
@@ -67,19 +96,20 @@ TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
     std::int64_t rows, cols, groups;
   };
   unsigned seed = 100;
-  for (const int kind : {1, kNvfp4, kMxfp4, kFp8})
+  for (const Kind& kind : kKinds)
     for (const Shape& s : {Shape{8, 32, 1}, Shape{192, 192, 2}, Shape{200, 1024, 1},
                            Shape{400, 4096, 1}, Shape{160, 9216, 1}}) {
-      RandomMatrix w(kMatrixKinds[kind], s.rows, s.cols, ++seed);
+      RandomMatrix w(kMatrixKinds[kind.matrix], s.rows, s.cols, ++seed);
       const auto packed = gpu().pack_linear(w.view());
       const std::int64_t width = s.groups * s.cols;
       const std::vector<float> x = Random(++seed).normals(300 * width);
-      const std::vector<float> all = product(gpu(), *packed, 300, s.groups, x);
+      const std::vector<float> all = product(gpu(), *packed, 300, s.groups, x, kind.activations);
       for (const std::int64_t count : {1, 2, 5, 8, 9, 16, 17, 32, 33, 64, 65, 130})
         for (const std::int64_t first : {std::int64_t{0}, std::int64_t{61}, 300 - count}) {
-          SCOPED_TRACE(fmt::format("{} {} x {}, rows {} to {}", kMatrixKinds[kind].name, s.rows,
-                                   s.cols, first, first + count));
-          expect_same(product(gpu(), *packed, count, s.groups, rows_of(x, first, count, width)),
+          SCOPED_TRACE(fmt::format("{} {} x {}, rows {} to {}", describe(kind), s.rows, s.cols,
+                                   first, first + count));
+          expect_same(product(gpu(), *packed, count, s.groups, rows_of(x, first, count, width),
+                              kind.activations),
                       rows_of(all, first, count, s.rows));
         }
     }
@@ -90,32 +120,37 @@ TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
 TEST_F(CudaLinears, RowsOfManySlicesMeetInRounds) {
   reserve_long(gpu());
   const std::int64_t groups = 17, rows = groups * 330, cols = 7200;
-  RandomMatrix w(kMatrixKinds[kMxfp4], rows, cols, 61);
-  const auto packed = gpu().pack_linear(w.view());
-  const std::vector<float> x = Random(62).normals(70 * groups * cols);
-  const std::vector<float> all = product(gpu(), *packed, 70, groups, x);
-  for (const std::int64_t count : {6, 12, 30})
-    expect_same(product(gpu(), *packed, count, groups, rows_of(x, 40, count, groups * cols)),
-                rows_of(all, 40, count, rows));
+  for (const Kind& kind : {Kind{kMxfp4}, Kind{kFp8, kF16}}) {
+    RandomMatrix w(kMatrixKinds[kind.matrix], rows, cols, 61);
+    const auto packed = gpu().pack_linear(w.view());
+    const std::vector<float> x = Random(62).normals(70 * groups * cols);
+    const std::vector<float> all = product(gpu(), *packed, 70, groups, x, kind.activations);
+    for (const std::int64_t count : {6, 12, 30})
+      expect_same(product(gpu(), *packed, count, groups, rows_of(x, 40, count, groups * cols),
+                          kind.activations),
+                  rows_of(all, 40, count, rows));
+  }
 }
 
 // So many rows that every multiprocessor has several tiles of the larger kind, and a product of
 // dozens of tokens whose tiles meet again and again.
 TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
   reserve_long(gpu());
-  for (const int kind : {1, kNvfp4, kMxfp4, kFp8})
+  for (const Kind& kind : kKinds)
     for (const auto& [rows, cols] :
          {std::pair<std::int64_t, std::int64_t>{67000, 64}, {9000, 2112}}) {
-      RandomMatrix w(kMatrixKinds[kind], rows, cols, 71);
+      RandomMatrix w(kMatrixKinds[kind.matrix], rows, cols, 71);
       const auto packed = gpu().pack_linear(w.view());
       const std::vector<float> x = Random(72).normals(100 * cols);
-      const std::vector<float> some = product(gpu(), *packed, 12, 1, rows_of(x, 0, 12, cols));
-      for (const std::int64_t count : {20, 40, 100}) {
-        SCOPED_TRACE(
-            fmt::format("{} {} x {}, {} tokens", kMatrixKinds[kind].name, rows, cols, count));
-        expect_same(
-            rows_of(product(gpu(), *packed, count, 1, rows_of(x, 0, count, cols)), 0, 12, rows),
-            some);
+      const auto first_of = [&](std::int64_t count) {
+        return rows_of(
+            product(gpu(), *packed, count, 1, rows_of(x, 0, count, cols), kind.activations), 0, 3,
+            rows);
+      };
+      const std::vector<float> some = first_of(12);
+      for (const std::int64_t count : {3, 8, 20, 40, 100}) {
+        SCOPED_TRACE(fmt::format("{} {} x {}, {} tokens", describe(kind), rows, cols, count));
+        expect_same(first_of(count), some);
       }
     }
 }
@@ -123,15 +158,35 @@ TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
 TEST_F(CudaLinears, ANaNOrAnInfinityStaysInItsRow) {
   RandomMatrix w(kMatrixKinds[kFp8], 256, 1024, 3);
   const auto packed = gpu().pack_linear(w.view());
-  std::vector<float> x = Random(4).normals(5 * 1024);
-  const std::vector<float> clean = product(gpu(), *packed, 5, 1, x);
-  x[1024 + 7] = kNaN;
-  x[3 * 1024 + 900] = std::numeric_limits<float>::infinity();
-  const std::vector<float> out = product(gpu(), *packed, 5, 1, x);
-  for (const std::int64_t t : {0, 2, 4})
-    expect_same(rows_of(out, t, 1, 256), rows_of(clean, t, 1, 256));
-  for (const std::int64_t t : {1, 3})
-    for (const float y : rows_of(out, t, 1, 256)) EXPECT_FALSE(std::isfinite(y));
+  for (const LinearActivations activations : {LinearActivations::kFull, kF16})
+    for (const std::int64_t tokens : {5, 12, 40}) {
+      std::vector<float> x = Random(4).normals(tokens * 1024);
+      const std::vector<float> clean = product(gpu(), *packed, tokens, 1, x, activations);
+      x[1024 + 7] = kNaN;
+      x[3 * 1024 + 900] = std::numeric_limits<float>::infinity();
+      const std::vector<float> out = product(gpu(), *packed, tokens, 1, x, activations);
+      for (std::int64_t t = 0; t < tokens; ++t)
+        if (t != 1 && t != 3)
+          expect_same(rows_of(out, t, 1, 256), rows_of(clean, t, 1, 256));
+        else
+          for (const float y : rows_of(out, t, 1, 256)) EXPECT_FALSE(std::isfinite(y));
+    }
+}
+
+// Inputs that are on the grid already lose nothing: one part has their bits, the second is zero.
+TEST_F(CudaLinears, OnePartOfRoundedInputsIsAllOfThem) {
+  reserve_long(gpu());
+  for (const int kind : {kFp8, 9}) {
+    RandomMatrix w(kMatrixKinds[kind], 512, 1216, 11);
+    const auto packed = gpu().pack_linear(w.view());
+    const std::vector<float> x = Random(12).normals(280 * 2 * 1216);
+    for (const std::int64_t groups : {1, 2})
+      for (const std::int64_t tokens : {1, 4, 5, 8, 9, 16, 17, 40, 64, 128, 280}) {
+        const std::vector<float> some = rows_of(x, 0, tokens * groups, 1216);
+        expect_same(product(gpu(), *packed, tokens, groups, some, kF16),
+                    product(gpu(), *packed, tokens, groups, f16_rows(some, 1216)));
+      }
+  }
 }
 
 // F16 has few exponents; the inputs' own power of two makes up for them.
@@ -140,11 +195,14 @@ TEST_F(CudaLinears, InputsOfAnySizeKeepTheirDigits) {
   const auto packed = gpu().pack_linear(w.view());
   const std::vector<float> x = Random(6).normals(512);
   const std::vector<float> plain = product(gpu(), *packed, 1, 1, x);
+  const std::vector<float> rounded = product(gpu(), *packed, 1, 1, x, kF16);
   for (const float scale : {0x1p-60f, 0x1p-20f, 0x1p30f, 0x1p80f}) {
-    std::vector<float> scaled = x, expected = plain;
+    std::vector<float> scaled = x, expected = plain, expected_rounded = rounded;
     for (float& v : scaled) v *= scale;
     for (float& v : expected) v *= scale;
+    for (float& v : expected_rounded) v *= scale;
     expect_same(product(gpu(), *packed, 1, 1, scaled), expected);
+    expect_same(product(gpu(), *packed, 1, 1, scaled, kF16), expected_rounded);
   }
 }
 
@@ -156,17 +214,25 @@ TEST_F(CudaLinears, SeveralAtOnceEqualOneByOne) {
        {std::pair(kFp8, 300), {1, 64}, {kFp8, 128}, {1, 24}, {2, 40}, {kNvfp4, 130}, {kMxfp4, 16}})
     weights.emplace_back(kMatrixKinds[kind], rows, 2048, ++seed);
   for (RandomMatrix& w : weights) packed.push_back(gpu().pack_linear(w.view()));
-  for (const std::int64_t tokens : {1, 7, 20}) {
+  const auto check = [&](std::int64_t tokens, LinearActivations activations) {
     const std::vector<float> values = Random(++seed).normals(tokens * 2048);
     const Floats x(gpu(), {tokens, 2048}, values);
     std::vector<Floats> outs;
-    op::Linears all{.x = x};
-    for (const auto& w : packed)
-      all.add(*w, outs.emplace_back(gpu(), std::initializer_list<std::int64_t>{tokens, w->rows}));
+    op::Linears all{.x = x, .activations = activations};
+    const auto is_precise = [](std::size_t i) { return i == 2; };
+    for (std::size_t i = 0; i < packed.size(); ++i)
+      all.add(
+          *packed[i],
+          outs.emplace_back(gpu(), std::initializer_list<std::int64_t>{tokens, packed[i]->rows}),
+          is_precise(i));
     in_step([&] { gpu().linears(all); });
     for (std::size_t i = 0; i < packed.size(); ++i)
-      expect_same(outs[i].values(), product(gpu(), *packed[i], tokens, 1, values));
-  }
+      expect_same(outs[i].values(),
+                  product(gpu(), *packed[i], tokens, 1, values,
+                          is_precise(i) ? LinearActivations::kFull : activations));
+  };
+  for (const LinearActivations activations : {LinearActivations::kFull, kF16})
+    for (const std::int64_t tokens : {1, 7, 12, 20}) check(tokens, activations);
 }
 
 TEST_F(CudaLinears, AReplayRepeatsItsBits) {

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/codec.h"
+#include "core/f16_activations.h"
 #include "core/fp8_activations.h"
 #include "core/quant_matrix.h"
 
@@ -109,6 +110,17 @@ void fp8_round_row(const float* x, std::int64_t n, float* out) {
     const float scale = fp8_activation_scale(magnitude(x + begin, end - begin));
     const float up = fp8_activation_inverse(scale);
     for (std::int64_t i = begin; i < end; ++i) out[i] = e4m3_decode(e4m3_encode(x[i] * up)) * scale;
+  }
+}
+
+void f16_round_row(const float* x, std::int64_t n, float* out) {
+  for (std::int64_t begin = 0; begin < n; begin += kF16ActivationBlock) {
+    const std::int64_t end = std::min<std::int64_t>(n, begin + kF16ActivationBlock);
+    float amax = 0;  // NaN aside: the others of its block are rounded as if it were not there
+    for (std::int64_t i = begin; i < end; ++i) amax = std::max(amax, std::abs(x[i]));
+    const F16ActivationRange range = f16_activation_range(amax);
+    for (std::int64_t i = begin; i < end; ++i)
+      out[i] = f16_decode(f16_encode(x[i] * range.up)) * range.down;
   }
 }
 

@@ -31,4 +31,8 @@ void int8_round_row(const float* x, std::int64_t n, float* out);
 /// x.
 void fp8_round_row(const float* x, std::int64_t n, float* out);
 
+/// out = x rounded to F16 with a power of two per 128 columns (core/f16_activations.h). out may be
+/// x.
+void f16_round_row(const float* x, std::int64_t n, float* out);
+
 }  // namespace quatrain

@@ -178,7 +178,9 @@ class CpuOps final : public Ops {
   // linear.cpp
   struct LinearRows;
   void linear_rows(const CpuLinear& w, const LinearRows& rows);
-  void rounded_linear_rows(const CpuLinear& w, const LinearRows& rows);
+  /// As fp8_round_row() of activation_quant.h.
+  using RoundRow = void(const float* x, std::int64_t n, float* out);
+  void rounded_linear_rows(const CpuLinear& w, const LinearRows& rows, RoundRow* round);
   void grouped(const PackedLinear* w, const LinearRows& rows, LinearActivations activations);
   void panel_linear(const PanelMatrix& w, std::int64_t groups, const float* x,
                     std::int64_t x_stride, std::int64_t tokens, float* out,
@@ -256,7 +258,7 @@ class CpuOps final : public Ops {
   std::shared_ptr<std::byte> thread_sums_;
   std::int64_t widest_tile_linear_ = 0;
   TileMemory tile_memory_;
-  std::vector<float> rounded_inputs_;  // kRoundedGroups rows of the widest linear in FP8 blocks
+  std::vector<float> rounded_inputs_;  // kRoundedGroups rows of the widest FP8 linear
   std::vector<SamplerWorkspace> samplers_;
 
   // Scratch of experts(), by slot = t * k + i.

@@ -197,9 +197,9 @@ void CpuOps::linear_rows(const CpuLinear& linear, const LinearRows& rows) {
 }
 
 // A few tokens at a time, whose rounded inputs there is room for.
-void CpuOps::rounded_linear_rows(const CpuLinear& w, const LinearRows& rows) {
-  QT_CHECK(rows.groups <= kRoundedGroups, "{}: FP8 activations of {} groups, at most {}", w.name,
-           rows.groups, kRoundedGroups);
+void CpuOps::rounded_linear_rows(const CpuLinear& w, const LinearRows& rows, RoundRow* round) {
+  QT_CHECK(rows.groups <= kRoundedGroups, "{}: rounded activations of {} groups, at most {}",
+           w.name, rows.groups, kRoundedGroups);
   const std::int64_t width = rows.groups * w.cols;
   const std::int64_t at_once = kRoundedGroups / rows.groups;
   for (std::int64_t t = 0; t < rows.tokens; t += at_once) {
@@ -208,7 +208,7 @@ void CpuOps::rounded_linear_rows(const CpuLinear& w, const LinearRows& rows) {
     parallel_for(some.tokens * rows.groups, 1, some.tokens * width * 4,
                  [&](std::int64_t begin, std::int64_t end, int) {
                    for (std::int64_t i = begin; i < end; ++i)
-                     fp8_round_row(
+                     round(
                          rows.x + (t + i / rows.groups) * rows.x_stride + i % rows.groups * w.cols,
                          w.cols, rounded_inputs_.data() + i * w.cols);
                  });
@@ -222,7 +222,9 @@ void CpuOps::rounded_linear_rows(const CpuLinear& w, const LinearRows& rows) {
 void CpuOps::grouped(const PackedLinear* w, const LinearRows& rows, LinearActivations activations) {
   const auto& linear = static_cast<const CpuLinear&>(*w);
   if (activations == LinearActivations::kFp8 && w->format == WeightFormat::kFp8Block)
-    rounded_linear_rows(linear, rows);
+    rounded_linear_rows(linear, rows, fp8_round_row);
+  else if (activations == LinearActivations::kF16 && is_fp8(w->format))
+    rounded_linear_rows(linear, rows, f16_round_row);
   else
     linear_rows(linear, rows);
 }

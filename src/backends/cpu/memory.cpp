@@ -104,7 +104,7 @@ std::unique_ptr<PackedLinear> CpuOps::pack_linear(const QuantMatrix& w) {
   packed->cols = w.cols;
   packed->bytes = w.bytes();
   packed->weight = pack(w);
-  if (w.format == WeightFormat::kFp8Block)
+  if (is_fp8(w.format))
     rounded_inputs_.resize(
         std::max(rounded_inputs_.size(), static_cast<std::size_t>(kRoundedGroups * w.cols)));
   if (packed->weight.panels &&

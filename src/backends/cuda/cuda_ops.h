@@ -9,6 +9,7 @@
 
 #include <cuda_runtime.h>
 
+#include <span>
 #include <vector>
 
 #include "backends/cuda/launch/attention.h"
@@ -100,7 +101,8 @@ class CudaOps final : public Ops {
   cuda::AttendArgs kernel_args(const op::Attend& args);
   void round_to_grids(const op::NormRope& args);
   void product(const cuda::LinearsArgs& args);
-  void product(const cuda::LinearsArgs& args, LinearActivations activations);
+  void product(const cuda::LinearsArgs& args, LinearActivations activations,
+               std::span<const bool> precise = {});
   void fp8_product(const cuda::LinearsArgs& args);
   void reserve_experts();
   void reserve_linears();

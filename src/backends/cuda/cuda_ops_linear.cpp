@@ -2,6 +2,8 @@
 // linear, grouped_linear and the fused products: packing of their weights, and from tensors to
 // launches.
 #include <algorithm>
+#include <array>
+#include <span>
 #include <vector>
 
 #include "backends/cuda/cuda_ops.h"
@@ -132,19 +134,28 @@ void CudaOps::fp8_product(const cuda::LinearsArgs& args) {
                             stream_);
     some.x = rounded;
     some.up = nullptr;
-    for (int i = 0; i < args.count; ++i)
+    for (int i = 0; i < args.count; ++i) {
       some.products[i].out += std::int64_t{first} * args.products[i].w.rows;
+      some.products[i].rounded_inputs = true;  // which lose nothing more
+    }
     product(some);
   }
 }
 
-void CudaOps::product(const cuda::LinearsArgs& args, LinearActivations activations) {
-  if (activations == LinearActivations::kFull) return product(args);
+// Products that are not `precise` take the inputs as `activations` has them.
+void CudaOps::product(const cuda::LinearsArgs& args, LinearActivations activations,
+                      std::span<const bool> precise) {
   cuda::LinearsArgs fp8 = args, others = args;
   fp8.count = others.count = 0;
   for (int i = 0; i < args.count; ++i) {
-    const cuda::Product& one = args.products[i];
-    cuda::LinearsArgs& to = one.w.format == WeightFormat::kFp8Block ? fp8 : others;
+    cuda::Product one = args.products[i];
+    const auto nth = static_cast<std::size_t>(i);
+    const bool is_full =
+        activations == LinearActivations::kFull || (nth < precise.size() && precise[nth]);
+    const bool is_fp8 = !is_full && activations == LinearActivations::kFp8 &&
+                        one.w.format == WeightFormat::kFp8Block;
+    one.rounded_inputs = !is_full && activations == LinearActivations::kF16;
+    cuda::LinearsArgs& to = is_fp8 ? fp8 : others;
     to.products[to.count++] = one;
   }
   if (fp8.count > 0) fp8_product(fp8);
@@ -168,19 +179,16 @@ void CudaOps::grouped_linear(const op::GroupedLinear& args) {
           args.activations);
 }
 
-// Precise products whose weights are in FP8 blocks do not share a launch with rounded inputs.
 void CudaOps::linears(const op::Linears& args) {
   static_assert(op::Linears::kMost <= cuda::kMaxProducts);
-  cuda::LinearsArgs all{.x = f32(args.x), .tokens = extent(args.x, 0)}, precise = all;
+  cuda::LinearsArgs all{.x = f32(args.x), .tokens = extent(args.x, 0), .count = args.count};
+  std::array<bool, op::Linears::kMost> precise{};
   for (int i = 0; i < args.count; ++i) {
     const auto& one = args.products[static_cast<std::size_t>(i)];
-    const bool apart = one.precise && args.activations != LinearActivations::kFull &&
-                       one.w->format == WeightFormat::kFp8Block;
-    cuda::LinearsArgs& to = apart ? precise : all;
-    to.products[to.count++] = {.w = matrix_of(one.w), .out = f32(one.out)};
+    all.products[i] = {.w = matrix_of(one.w), .out = f32(one.out)};
+    precise[static_cast<std::size_t>(i)] = one.precise;
   }
-  if (all.count > 0) product(all, args.activations);
-  if (precise.count > 0) product(precise);
+  product(all, args.activations, precise);
 }
 
 void CudaOps::swiglu_linear(const op::SwiGluLinear& args) {

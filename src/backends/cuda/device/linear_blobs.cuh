@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inputs of the tiled linear kernels: split into two 16-bit parts once, and laid out in memory as
+// Inputs of the tiled linear kernels: split into 16-bit parts once, and laid out in memory as
 // shared memory holds them, so that 64 columns of a tile of tokens are one bulk copy.
 #pragma once
 
@@ -13,13 +13,13 @@
 
 namespace quatrain::cuda {
 
-/// A block of 128 columns of `kTokens` tokens: [2 halves][2 parts][kTokens][128 bytes], each half
+/// A block of 128 columns of `kTokens` tokens: [2 halves][kParts][kTokens][128 bytes], each half
 /// with the 128-byte swizzle, and a factor per token.
-template <int kTokens>
+template <int kTokens, int kParts>
 struct InputBlob {
-  static constexpr int kPartBytes = kTokens * 128;   // 64 columns of one part
-  static constexpr int kHalfBytes = 2 * kPartBytes;  // of both parts
-  static constexpr int kFactorBytes = kTokens * 4;   // after the second half
+  static constexpr int kPartBytes = kTokens * 128;  // 64 columns of one part
+  static constexpr int kHalfBytes = kParts * kPartBytes;
+  static constexpr int kFactorBytes = kTokens * 4;  // after the second half
   static constexpr int kBytes = 2 * kHalfBytes + kFactorBytes;
 
   /// Of one block of columns of a tile of tokens and a group.
@@ -41,14 +41,14 @@ struct InputBlob {
   __device__ static void split(const float4& x, int token, char* blob) {
     const int lane = lane_id();
     float amax = 0;
-    if constexpr (kKind == LinearKind::kFp8)
+    if constexpr (kIsFp8<kKind>)
       amax = warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
-    const InputRange range = input_range<kKind>(amax);
+    const F16ActivationRange range = input_range<kKind>(amax);
     std::uint32_t word[2][2];
     split_pair<kKind>(x.x, x.y, range.up, word[0]);
     split_pair<kKind>(x.z, x.w, range.up, word[1]);
 #pragma unroll
-    for (int p = 0; p < 2; ++p) {
+    for (int p = 0; p < kParts; ++p) {
       char* to = blob + p * kPartBytes;
       if constexpr (kIsFp4<kKind>) {
 #pragma unroll
@@ -62,7 +62,7 @@ struct InputBlob {
         *reinterpret_cast<std::uint32_t*>(to + place(first + 2, token)) = word[1][p];
       }
     }
-    if (lane == 0) reinterpret_cast<float*>(blob + 2 * kHalfBytes)[token] = range.factor;
+    if (lane == 0) reinterpret_cast<float*>(blob + 2 * kHalfBytes)[token] = range.down;
   }
 };
 
@@ -87,7 +87,7 @@ inline constexpr int kSplitWarps = 8;
 /// groups].
 template <LinearKind kKind, int kTokens>
 __device__ void split_all(const LinearTiles& args, char* blobs) {
-  using Blob = InputBlob<kTokens>;
+  using Blob = InputBlob<kTokens, kParts<kKind>>;
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   const int token_tile = static_cast<int>(blockIdx.y), group = static_cast<int>(blockIdx.z);
   char* blob = blobs + Blob::offset(token_tile, group, args.groups, block, blocks);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inputs of some blocks of columns as operand B, both 16-bit parts, in shared memory.
+// Inputs of some blocks of columns as operand B, as 16-bit parts, in shared memory.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "backends/cuda/device/linear_tile.cuh"
 #include "backends/cuda/device/reduce.cuh"
@@ -31,16 +32,25 @@ struct InputRows {
 };
 
 /// [blocks][kSteps][kTokens][4 lanes of a token]: what a lane gives to one step, the first part in
-/// x and y, the second in z and w.
-template <int kTokens>
+/// x and y, the second, where there is one, in z and w.
+template <int kTokens, int kParts>
 struct SplitInputs {
-  static constexpr int kBlockParts = kSteps * kTokens * 4;
-  static constexpr int kBlockBytes = 16 * kBlockParts + 4 * kTokens;
-  uint4* parts;
+  using Share = std::conditional_t<kParts == 2, uint4, uint2>;
+  static constexpr int kBlockShares = kSteps * kTokens * 4;
+  static constexpr int kBlockBytes = static_cast<int>(sizeof(Share)) * kBlockShares + 4 * kTokens;
+  Share* shares;
   float* factors;  // [blocks][kTokens]: what sums of a token and block need
 
-  __device__ uint4& at(int block, int step, int token, int quarter) const {
-    return parts[((block * kSteps + step) * kTokens + token) * 4 + quarter];
+  struct Part {
+    std::uint32_t x, y;
+  };
+  __device__ static Part part_of(const Share& share, int part) {
+    if constexpr (kParts == 2)
+      if (part == 1) return {share.z, share.w};
+    return {share.x, share.y};
+  }
+  __device__ Share& at(int block, int step, int token, int quarter) const {
+    return shares[((block * kSteps + step) * kTokens + token) * 4 + quarter];
   }
 };
 
@@ -71,13 +81,14 @@ struct InputOctet {
 /// Splits one octet of a block into its two steps; all lanes of a warp, 16 in a row have a token's
 /// block, whose columns from 8 (lane % 16) on are theirs. There may be no room for the token.
 template <LinearKind kKind, int kTokens>
-__device__ inline void split_octet(const InputOctet& v, const SplitInputs<kTokens>& out, int block,
+__device__ inline void split_octet(const InputOctet& v,
+                                   const SplitInputs<kTokens, kParts<kKind>>& out, int block,
                                    int token) {
   const int octet = lane_id() % 16;
-  InputRange range;
-  if constexpr (kKind == LinearKind::kFp8) {
+  F16ActivationRange range;
+  if constexpr (kIsFp8<kKind>) {
     range = input_range<kKind>(warp_max<16>(v.amax()));
-    if (octet == 0 && token < kTokens) out.factors[block * kTokens + token] = range.factor;
+    if (octet == 0 && token < kTokens) out.factors[block * kTokens + token] = range.down;
   }
   if (token >= kTokens) return;
   // place_of_column() of the first of the eight columns; codes of FP4 four apart stand side by side
@@ -90,7 +101,7 @@ __device__ inline void split_octet(const InputOctet& v, const SplitInputs<kToken
     split_pair<kKind>(v.low.z, v.high.z, range.up, word[2]);
     split_pair<kKind>(v.low.w, v.high.w, range.up, word[3]);
   } else {
-    if constexpr (kKind == LinearKind::kFp8)
+    if constexpr (kIsFp8<kKind>)
       step = octet / 8 * 4 + octet % 2 * 2, quarter = octet / 2 % 4;
     else
       step = octet / 4 * 2, quarter = octet % 4;
@@ -99,15 +110,20 @@ __device__ inline void split_octet(const InputOctet& v, const SplitInputs<kToken
     split_pair<kKind>(v.high.x, v.high.y, range.up, word[2]);
     split_pair<kKind>(v.high.z, v.high.w, range.up, word[3]);
   }
-  out.at(block, step, token, quarter) = {word[0][0], word[1][0], word[0][1], word[1][1]};
-  out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0], word[2][1], word[3][1]};
+  if constexpr (kParts<kKind> == 1) {
+    out.at(block, step, token, quarter) = {word[0][0], word[1][0]};
+    out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0]};
+  } else {
+    out.at(block, step, token, quarter) = {word[0][0], word[1][0], word[0][1], word[1][1]};
+    out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0], word[2][1], word[3][1]};
+  }
 }
 
 /// Splits `blocks` blocks of columns from `first_column` on, `rows.tokens` tokens; all threads of a
 /// block of `kThreads`. A barrier makes the parts known to all.
 template <LinearKind kKind, int kThreads, int kTokens>
 __device__ inline void split_inputs(const InputRows& rows, int first_column, int blocks,
-                                    const SplitInputs<kTokens>& out) {
+                                    const SplitInputs<kTokens, kParts<kKind>>& out) {
   constexpr int kPitch = kThreads / 16;
   const int first = static_cast<int>(threadIdx.x) / 16;
   const int column = first_column + lane_id() % 16 * 8;
@@ -124,7 +140,7 @@ __device__ inline void split_inputs(const InputRows& rows, int first_column, int
     InputOctet v = next;
     if (rows.up != nullptr) v.gate(next_up, rows.limit);
     if (i + kPitch < items) load_next(i + kPitch + first);
-    split_octet<kKind>(v, out, (i + first) % blocks, (i + first) / blocks);
+    split_octet<kKind, kTokens>(v, out, (i + first) % blocks, (i + first) / blocks);
   }
 }
 

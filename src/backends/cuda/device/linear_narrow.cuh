@@ -24,13 +24,13 @@ inline constexpr int kInputBytes = 64 << 10;  // of all stages
 /// Dynamic shared memory of a block.
 template <LinearKind kKind, int kTokens, int kStrips>
 struct Shared {
-  using Blob = InputBlob<kTokens>;
+  using Blob = InputBlob<kTokens, kParts<kKind>>;
   // A slot holds half a block of columns of a strip, or all where a lane's 16 bytes span it.
   static constexpr int kHalves = kPieces<kKind> == 1 ? 1 : 2;
   static constexpr int kSlotBytes = kStripBytes<kKind> / kHalves;
   static constexpr int kSlots = kRingBytes / kSlotBytes;
   static constexpr int kScaleSlots = 8;  // blocks; slots do not run so far ahead
-  static_assert(kSlots / (kHalves * kStrips) + 1 < kScaleSlots || kKind != LinearKind::kFp8);
+  static_assert(kSlots / (kHalves * kStrips) + 1 < kScaleSlots || !kIsFp8<kKind>);
   static constexpr int kStages = kInputBytes / Blob::kHalfBytes;
   static constexpr int kQuads = kStrips * kTokens / 8;  // of a thread's sums
   static constexpr int kWarps = kProductThreads / kWarp;
@@ -92,7 +92,7 @@ struct Walk {
 template <class Memory, int kTokens>
 __device__ void copy_inputs(const char* blobs, const LinearTiles& args, const Walk<kTokens>& walk,
                             int rows_of_tile, const Memory& shared) {
-  using Blob = InputBlob<kTokens>;
+  using Blob = typename Memory::Blob;
   const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
   RingPosition ring;
   bool is_first_round = true;

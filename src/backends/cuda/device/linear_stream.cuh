@@ -26,18 +26,21 @@ inline constexpr int kWarpRingBytes = 8192;
 template <LinearKind kKind>
 inline constexpr int kSlots = kWarpRingBytes / kStripBytes<kKind>;
 /// Slices whose inputs fit shared memory at once, by how many tokens a kernel has room for.
+template <int kTokens, int kParts>
+inline constexpr int kMostHeld = 32 / (kTokens * kParts);
+/// Tiles of 8 tokens, which is what products take.
 template <int kTokens>
-inline constexpr int kMostHeld = 16 / kTokens;
+inline constexpr int kTokenTiles = kTokens > 8 ? kTokens / 8 : 1;
 
 /// Dynamic shared memory of a block.
-template <int kTokens>
+template <int kTokens, int kParts>
 struct Shared {
-  using Inputs = SplitInputs<kTokens>;
+  using Inputs = SplitInputs<kTokens, kParts>;
   char* ring;         // [kWarps][kSlots][kStripBytes]
   Barrier* complete;  // [2]: all sums of a round have come
   Barrier* taken;     // [2]: all blocks have taken them
   Inputs inputs;      // of the held slices
-  float4* received;   // [2][slices][owned strips][lanes]: sums of a round
+  float4* received;   // [2][slices][owned strips][token tiles][lanes]: sums of a round
 
   static constexpr int kRingBytes = kWarps * kWarpRingBytes;
   static constexpr int kHeldBytes = kSliceBlocks * Inputs::kBlockBytes;  // for each slice
@@ -47,19 +50,21 @@ struct Shared {
     ring = memory;
     complete = reinterpret_cast<Barrier*>(ring + kRingBytes);
     taken = complete + 2;
-    inputs.parts = reinterpret_cast<uint4*>(taken + 2);
-    inputs.factors = reinterpret_cast<float*>(inputs.parts + blocks * Inputs::kBlockParts);
+    inputs.shares = reinterpret_cast<typename Inputs::Share*>(taken + 2);
+    inputs.factors = reinterpret_cast<float*>(inputs.shares + blocks * Inputs::kBlockShares);
     received = reinterpret_cast<float4*>(inputs.factors + blocks * kTokens);
   }
   static constexpr std::size_t bytes(int held_slices, int received_strips) {
     return kRingBytes + 4 * sizeof(Barrier) + static_cast<std::size_t>(held_slices) * kHeldBytes +
-           static_cast<std::size_t>(received_strips) * kWarp * sizeof(float4);
+           static_cast<std::size_t>(received_strips) * kTokenTiles<kTokens> * kWarp *
+               sizeof(float4);
   }
 };
 
 /// How the slices of a launch are shared out. Large ones have small clusters, with which the chip
-/// is full; in small ones that would only mean more inputs to read for every block.
-template <int kTokens>
+/// is full; in small ones that would only mean more inputs to read for every block. kParts is the
+/// most that inputs have.
+template <int kTokens, int kParts>
 struct Cut {
   static constexpr std::size_t kMaxShared = 227 * 1024;
   int cluster_blocks, slices_per_block, held_slices;
@@ -67,7 +72,7 @@ struct Cut {
   std::size_t shared_bytes;
 
   constexpr Cut(int slices, bool is_large) {
-    const int held = is_large ? kMostHeld<kTokens> : 1;
+    const int held = is_large ? kMostHeld<kTokens, kParts> : 1;
     const int least = std::min(slices, 2);  // sums of slices are sent by clusters alone
     slices_per_block =
         ceil_div(slices, std::clamp(ceil_div(slices, held), least, kMaxClusterBlocks));
@@ -77,11 +82,12 @@ struct Cut {
     while (bytes(slices) > kMaxShared && round_strips > 1) --round_strips;
     shared_bytes = bytes(slices);
   }
+  constexpr bool fits() const { return shared_bytes <= kMaxShared; }
 
  private:
   constexpr std::size_t bytes(int slices) const {
     const int owned = ceil_div(round_strips, cluster_blocks);
-    return Shared<kTokens>::bytes(held_slices, slices > 1 ? 2 * slices * owned : 0);
+    return Shared<kTokens, kParts>::bytes(held_slices, slices > 1 ? 2 * slices * owned : 0);
   }
 };
 

@@ -38,7 +38,7 @@ class StripReader {
               bytes_of_columns<kKind>(std::int64_t{row} * w.cols + column);
     values_on_ = static_cast<int>(bytes_of_columns<kKind>(std::int64_t{rows_on} * w.cols));
     columns_ = strip.row < strip.end ? w.cols - column : 0;
-    if constexpr (kKind == LinearKind::kFp8) {
+    if constexpr (kIsFp8<kKind>) {
       const int scale_columns = (w.cols + kLinearBlock - 1) / kLinearBlock;
       const int scale_row = row / kLinearBlock;
       if (w.format == WeightFormat::kFp8Block)
@@ -74,7 +74,7 @@ class StripReader {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const char* scale = scales_ + half * scales_on_;
-      if constexpr (kKind == LinearKind::kFp8)
+      if constexpr (kIsFp8<kKind>)
         out[half] = left + 16 * (lane_id() % 4) > 0 && scales_ != nullptr  // any lane's
                         ? reinterpret_cast<const std::uint32_t*>(scale)[block]
                         : 0x3F800000u;

@@ -14,6 +14,7 @@
 
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/launch/linear.h"
+#include "core/f16_activations.h"
 
 namespace quatrain::cuda {
 
@@ -22,12 +23,18 @@ inline constexpr int kSteps = kLinearBlock / 16;
 
 template <LinearKind kKind>
 inline constexpr bool kIsFp4 = kKind == LinearKind::kNvfp4 || kKind == LinearKind::kMxfp4;
+template <LinearKind kKind>
+inline constexpr bool kIsFp8 = kKind == LinearKind::kFp8 || kKind == LinearKind::kFp8Rounded;
+
+/// 16-bit parts of an input.
+template <LinearKind kKind>
+inline constexpr int kParts = kKind == LinearKind::kFp8Rounded ? 1 : 2;
 
 /// Columns that 16 bytes of a row hold.
 template <LinearKind kKind>
-inline constexpr int kPieceColumns = kKind == LinearKind::kBf16  ? 8
-                                     : kKind == LinearKind::kFp8 ? 16
-                                                                 : 32;
+inline constexpr int kPieceColumns = kKind == LinearKind::kBf16 ? 8
+                                     : kIsFp8<kKind>            ? 16
+                                                                : 32;
 /// 16-byte pieces of a lane per row and block.
 template <LinearKind kKind>
 inline constexpr int kPieces = kLinearBlock / (4 * kPieceColumns<kKind>);
@@ -43,7 +50,7 @@ __device__ constexpr std::int64_t bytes_of_columns(std::int64_t columns) {
 template <LinearKind kKind>
 __device__ constexpr int place_of_column(int c) {
   int step = 0, lane = 0, element = c & 3;
-  if constexpr (kKind == LinearKind::kFp8) {
+  if constexpr (kIsFp8<kKind>) {
     step = (c >> 6) * 4 + ((c >> 2) & 3);
     lane = (c >> 4) & 3;
   } else if constexpr (kKind == LinearKind::kBf16) {
@@ -123,7 +130,7 @@ __device__ inline void decode_pair(const WeightBlock<kKind>& w, int pair,
                                    std::uint32_t (&a)[2][4]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    if constexpr (kKind == LinearKind::kFp8) {
+    if constexpr (kIsFp8<kKind>) {
       const uint4 piece = w.piece[pair >> 1][row];
       const std::uint32_t words[2] = {pair & 1 ? piece.z : piece.x, pair & 1 ? piece.w : piece.y};
 #pragma unroll
@@ -152,32 +159,24 @@ __device__ inline void decode_pair(const WeightBlock<kKind>& w, int pair,
   }
 }
 
-/// What takes the inputs of a block to the range of their parts, and what takes sums back.
-struct InputRange {
-  float up = 1;
-  float factor = 1;
-};
-
-/// `amax` is the largest magnitude of the block.
+/// What takes the inputs of a block to the range of their parts, and sums back; `amax` is the
+/// largest magnitude of the block.
 template <LinearKind kKind>
-__device__ inline InputRange input_range(float amax) {
-  if constexpr (kKind != LinearKind::kFp8) return {};
-  // The largest value goes to [2^14, 2^15). Below 2^-100 nothing is gained.
-  const int exponent = max(static_cast<int>(__float_as_uint(amax) >> 23) - 127, -100);
-  return {.up = __uint_as_float(static_cast<std::uint32_t>(14 - exponent + 127) << 23),
-          .factor = __uint_as_float(static_cast<std::uint32_t>(exponent - 14 + 127) << 23)};
+__device__ inline F16ActivationRange input_range(float amax) {
+  if constexpr (!kIsFp8<kKind>) return {};
+  return f16_activation_range(amax);
 }
 
-/// Two inputs as pairs of 16-bit parts: part 0, and what it leaves.
+/// Two inputs as pairs of 16-bit parts: part 0, and what it leaves, where there is a second.
 template <LinearKind kKind>
 __device__ inline void split_pair(float x, float y, float up, std::uint32_t (&part)[2]) {
   const auto bits = [](auto pair) { return reinterpret_cast<const std::uint32_t&>(pair); };
-  if constexpr (kKind == LinearKind::kFp8) {
+  if constexpr (kIsFp8<kKind>) {
     const float a = x * up, b = y * up;
     const __half2 high = __floats2half2_rn(a, b);
     const float2 kept = __half22float2(high);
     part[0] = bits(high);
-    part[1] = bits(__floats2half2_rn(a - kept.x, b - kept.y));
+    part[1] = kParts<kKind> == 1 ? 0 : bits(__floats2half2_rn(a - kept.x, b - kept.y));
   } else {
     const __nv_bfloat162 high = __floats2bfloat162_rn(x, y);
     part[0] = bits(high);
@@ -189,7 +188,7 @@ __device__ inline void split_pair(float x, float y, float up, std::uint32_t (&pa
 template <LinearKind kKind>
 __device__ inline void mma_of(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                               std::uint32_t b1) {
-  if constexpr (kKind == LinearKind::kFp8)
+  if constexpr (kIsFp8<kKind>)
     mma_f16(d, a, b0, b1);
   else
     mma_bf16(d, a, b0, b1);

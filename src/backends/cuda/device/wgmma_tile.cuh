@@ -37,7 +37,7 @@ template <LinearKind kKind, int kTiles>
 __device__ inline void wgmma_tile(TileSums<kTiles>& d, const std::uint32_t (&a)[4], std::uint64_t b,
                                   bool add) {
   auto& flat = reinterpret_cast<float(&)[4 * kTiles]>(d);
-  if constexpr (kKind == LinearKind::kFp8)
+  if constexpr (kIsFp8<kKind>)
     wgmma_f16<8 * kTiles>(flat, a, b, add);
   else
     wgmma_bf16<8 * kTiles>(flat, a, b, add);
@@ -49,7 +49,7 @@ __device__ inline void add_products(const TileSums<kTiles>& products, const floa
                                     const float* factors, TileSums<kTiles>& sums) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
-    if constexpr (kKind == LinearKind::kFp8) {
+    if constexpr (kIsFp8<kKind>) {
       const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * n + lane_id() % 4 * 2);
 #pragma unroll
       for (int i = 0; i < 4; ++i)

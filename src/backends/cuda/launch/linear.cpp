@@ -12,14 +12,15 @@ namespace {
 
 // From here on reading the weights once per 64 tokens, with a launch before it that splits the
 // inputs, beats reading them once per 8; that launch pays earlier where there is much to read.
+// Rounded inputs leave room for 16 tokens.
 constexpr int kSomeTokens = 17, kSomeTokensOfLarge = 9;
 constexpr std::int64_t kLargeBytes = 16 << 20;
 constexpr int kSlicesOfLarge = 4;
 // From here on tiles of 128 tokens are faster.
 constexpr int kManyTokens = 257;
 
-LinearKind kind_of(const Matrix& w) {
-  switch (w.format) {
+LinearKind kind_of(const Product& product) {
+  switch (product.w.format) {
     case WeightFormat::kDense:
       return LinearKind::kBf16;
     case WeightFormat::kNvfp4:
@@ -27,16 +28,25 @@ LinearKind kind_of(const Matrix& w) {
     case WeightFormat::kMxfp4:
       return LinearKind::kMxfp4;
     default:
-      return LinearKind::kFp8;
+      return product.rounded_inputs ? LinearKind::kFp8Rounded : LinearKind::kFp8;
   }
 }
 
 constexpr LinearKind kKinds[kLinearKinds] = {LinearKind::kBf16, LinearKind::kFp8,
-                                             LinearKind::kNvfp4, LinearKind::kMxfp4};
+                                             LinearKind::kFp8Rounded, LinearKind::kNvfp4,
+                                             LinearKind::kMxfp4};
 
 /// Of a strip and slice.
 std::int64_t strip_bytes(LinearKind kind) {
-  return kind == LinearKind::kBf16 ? 32768 : kind == LinearKind::kFp8 ? 16384 : 8192;
+  switch (kind) {
+    case LinearKind::kBf16:
+      return 32768;
+    case LinearKind::kFp8:
+    case LinearKind::kFp8Rounded:
+      return 16384;
+    default:
+      return 8192;
+  }
 }
 
 LinearInputs inputs_of(const LinearsArgs& args) {
@@ -57,7 +67,7 @@ LinearStream as_stream(const LinearsArgs& args) {
     StreamPart part{.kind = kind, .first_product = count};
     for (int i = 0; i < args.count; ++i) {
       const Product& product = args.products[i];
-      if (kind_of(product.w) != kind) continue;
+      if (kind_of(product) != kind) continue;
       const int rows = product.w.rows / args.groups;
       all.products[count++] = {
           .w = product.w, .out = product.out, .first_strip = part.strips, .group_rows = rows};
@@ -76,7 +86,7 @@ LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
   LinearTiles some{inputs_of(args)};
   for (int i = 0; i < args.count; ++i) {
     const Product& product = args.products[i];
-    if (kind_of(product.w) != kind) continue;
+    if (kind_of(product) != kind) continue;
     some.products[some.count++] = {.w = product.w, .out = product.out, .first_tile = some.tiles};
     some.tiles += args.groups * ceil_div(product.w.rows / args.groups, kTileRows);
   }
@@ -129,8 +139,9 @@ bool has_fast_linear(const Matrix& w) {
 
 std::string describe_linears() {
   return fmt::format(
-      "weights streamed once per 8 rows up to {} (single matrices of {} MiB and more: {}), read "
-      "once per 64 rows up to {}, then in tiles of 128 rows",
+      "weights streamed once per 8 rows (FP8 with rounded inputs: 16) up to {} (single matrices "
+      "of {} MiB and more, otherwise: {}), read once per 64 rows up to {}, then in tiles of 128 "
+      "rows",
       kSomeTokens - 1, kLargeBytes >> 20, kSomeTokensOfLarge - 1, kManyTokens - 1);
 }
 
@@ -139,7 +150,8 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
   LinearTiles tiles[kLinearKinds];
   std::int64_t wanted = 0;
   const LinearStream all = as_stream(args);
-  const bool few = args.tokens < (all.is_large ? kSomeTokensOfLarge : kSomeTokens),
+  const bool reads_twice = all.is_large && all.part[0].kind != LinearKind::kFp8Rounded;
+  const bool few = args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens),
              many = args.tokens >= kManyTokens;
   for (int i = 0; i < kLinearKinds; ++i) {
     tiles[i] = as_tiles(args, kKinds[i]);

@@ -8,8 +8,8 @@
 // launch.
 //
 // INPUTS are split into two 16-bit parts. For FP8 weights these are F16, which decodes E4M3 exactly
-// in one instruction, with a power of two per token and block: 22 bits. For the others BF16: 16
-// bits, any range.
+// in one instruction, with a power of two per token and block: 22 bits, or 11 where rounded inputs
+// have one part. For the others BF16: 16 bits, any range.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,12 +27,20 @@ inline constexpr int kStripRows = 16;     // of a warp's products
 /// Weights of one launch.
 inline constexpr int kMaxProducts = 8;
 
-/// How weights become operands of tensor cores.
-enum class LinearKind : std::uint8_t { kFp8, kBf16, kNvfp4, kMxfp4 };
+/// How weights and inputs become operands of tensor cores.
+enum class LinearKind : std::uint8_t {
+  kFp8,
+  kFp8Rounded,  ///< with inputs of one part, the grid of core/f16_activations.h
+  kBf16,
+  kNvfp4,
+  kMxfp4
+};
 
 struct Product {
   Matrix w;              // [rows, cols]
   float* out = nullptr;  // [tokens, rows]
+  /// Of FP8 weights: inputs are rounded to the grid of core/f16_activations.h, or are on it.
+  bool rounded_inputs = false;
 };
 
 struct LinearsArgs {

@@ -11,7 +11,7 @@
 
 namespace quatrain::cuda {
 
-inline constexpr int kLinearKinds = 4;
+inline constexpr int kLinearKinds = 5;
 
 struct StreamProduct {
   Matrix w;

@@ -11,8 +11,8 @@
 // its sums to memory, waits for the others and adds up a part. Sums are those of linear_stream.cu
 // in the same order, and have the same bits.
 //
-// Limits: with FP8 weights and 64 tokens tensor cores, since inputs have two parts; memory with
-// BF16 weights or fewer tokens.
+// Limits: with FP8 weights and 64 tokens the instructions that decode them, and tensor cores where
+// inputs have two parts; memory with BF16 weights or fewer tokens.
 #include <algorithm>
 #include <utility>
 
@@ -140,7 +140,7 @@ class Multiplier {
       constexpr int kCount = kPieces<kKind> / Memory::kHalves;
       copier_.template copy_pieces<kHalf * kCount, kCount>(kStrip * kStripsApart / kStripRows,
                                                            slot(to));
-      if constexpr (kKind == LinearKind::kFp8 && kHalf == 0)
+      if constexpr (kIsFp8<kKind> && kHalf == 0)
         if (lane_id() < 2) copy_scale(kStrip);
     }
     commit_copies();
@@ -232,7 +232,7 @@ class Multiplier {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int part = 0; part < 2; ++part)
+      for (int part = 0; part < kParts<kKind>; ++part)
         wgmma_tile<kKind, kTiles>(products, a[i], from + (part * Blob::kPartBytes + i * 32) / 16,
                                   half + i + part > 0);
     wgmma_commit();
@@ -302,7 +302,7 @@ class Multiplier {
 
   /// What the products of the lane's two rows are multiplied by.
   __device__ void read_factors(int s, float (&out)[2]) const {
-    if constexpr (kKind == LinearKind::kFp8) {
+    if constexpr (kIsFp8<kKind>) {
       const float* scales = block_scales(nth_block_, s);
       const int row = strip_.row + s * kStripsApart;
 #pragma unroll
@@ -423,16 +423,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-/// Parts of the scratch: inputs, sums of blocks that share tiles, arrivals.
-template <int kTokens>
-struct Parts {
+/// Of the scratch: inputs, sums of blocks that share tiles, arrivals.
+template <int kTokens, int kParts>
+struct Layout {
   static constexpr std::int64_t kMostBlockBytes = std::int64_t{256} * kTokens * 4;
   std::int64_t sums_at, arrivals_at, bytes;
 
-  explicit Parts(const LinearTiles& args) {
+  explicit Layout(const LinearTiles& args) {
     const int token_tiles = ceil_div(args.tokens, kTokens);
     sums_at = std::int64_t{args.groups} * ceil_div(args.cols, kLinearBlock) * token_tiles *
-              InputBlob<kTokens>::kBytes;
+              InputBlob<kTokens, kParts>::kBytes;
     arrivals_at = sums_at + 2 * multiprocessors() * kMostBlockBytes;
     bytes = arrivals_at + std::int64_t{4} * row_tiles(args, kRowsPerStrip) * token_tiles;
   }
@@ -450,11 +450,11 @@ void launch_narrow(LinearTiles args, int ranks, const LinearScratch& scratch, cu
     args.tiles +=
         args.groups * ceil_div(args.products[i].w.rows / args.groups, kRowsPerStrip * kStrips);
   }
-  const Parts<kTokens> parts(args);
+  const Layout<kTokens, kParts<kKind>> layout(args);
   auto* blobs = static_cast<char*>(scratch.memory);
   const Meeting meeting{.ranks = ranks,
-                        .sums = reinterpret_cast<float4*>(blobs + parts.sums_at),
-                        .arrivals = reinterpret_cast<std::uint32_t*>(blobs + parts.arrivals_at)};
+                        .sums = reinterpret_cast<float4*>(blobs + layout.sums_at),
+                        .arrivals = reinterpret_cast<std::uint32_t*>(blobs + layout.arrivals_at)};
   const int token_tiles = ceil_div(args.tokens, kTokens), units = args.tiles * token_tiles;
   launch(split_kernel<kKind, kTokens>,
          {.grid = dim3(static_cast<unsigned>(ceil_div(args.cols, kLinearBlock)),
@@ -489,7 +489,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
 }  // namespace
 
 std::int64_t narrow_scratch_bytes(const LinearTiles& args) {
-  return args.tokens > 32 ? Parts<64>(args).bytes : Parts<32>(args).bytes;
+  return args.tokens > 32 ? Layout<64, 2>(args).bytes : Layout<32, 2>(args).bytes;
 }
 
 void multiply_narrow(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
@@ -499,6 +499,8 @@ void multiply_narrow(LinearKind kind, const LinearTiles& args, const LinearScrat
       return launch_kind<LinearKind::kBf16>(args, scratch, stream);
     case LinearKind::kFp8:
       return launch_kind<LinearKind::kFp8>(args, scratch, stream);
+    case LinearKind::kFp8Rounded:
+      return launch_kind<LinearKind::kFp8Rounded>(args, scratch, stream);
     case LinearKind::kNvfp4:
       return launch_kind<LinearKind::kNvfp4>(args, scratch, stream);
     case LinearKind::kMxfp4:

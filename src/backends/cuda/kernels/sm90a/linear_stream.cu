@@ -76,6 +76,8 @@ class Stream {
   }
 
  private:
+  static constexpr int kParts = cuda::kParts<kKind>;
+  static constexpr int kTiles = kTokenTiles<kTokens>;
   static constexpr int kBlocks = kTurn<kKind>;
   static constexpr int kRing = kSlots<kKind>;
   static_assert(kRing % kBlocks == 0);
@@ -84,8 +86,8 @@ class Stream {
   struct Place {
     int strip, slice, block;
   };
-  /// Sums of a strip: a lane has rows g and g + 8, g = lane / 4, of two tokens each.
-  using Sums = float[4];
+  /// Sums of a strip: a lane has rows g and g + 8, g = lane / 4, of two tokens of each tile.
+  using Sums = float[kTokenTiles<kTokens>][4];
   /// FP8: of block lane % 8 and the unit's first or last row (lane / 8 % 2). FP4: of a turn, as
   /// WeightBlock has them.
   struct Scales {
@@ -165,7 +167,7 @@ class Stream {
     int product;
     const Strip rows = rows_of(scaled_.strip, product);
     const Matrix& w = args_.products[product].w;
-    if constexpr (kKind == LinearKind::kFp8) {
+    if constexpr (kIsFp8<kKind>) {
       const int row = min(rows.row + lane_id() / 8 % 2 * (kStripRows - 1), rows.end - 1);
       const int columns = ceil_div(args_.cols, kLinearBlock);
       const int block = scaled_.slice * kSliceBlocks + lane_id() % kSliceBlocks;
@@ -196,9 +198,9 @@ class Stream {
                          .group = share_.group,
                          .groups = args_.groups,
                          .cols = args_.cols};
-    split_inputs<kKind, kThreads>(rows, first_block * kLinearBlock,
-                                  min(end, ceil_div(args_.cols, kLinearBlock)) - first_block,
-                                  shared_.inputs);
+    split_inputs<kKind, kThreads, kTokens>(
+        rows, first_block * kLinearBlock,
+        min(end, ceil_div(args_.cols, kLinearBlock)) - first_block, shared_.inputs);
   }
 
   /// Where the inputs of a block of the warp's slice are.
@@ -209,7 +211,7 @@ class Stream {
     Sums sums = {};
     Scales scales;
     int from[2];  // FP8: the lanes that have the scales of this lane's two rows
-    if constexpr (kKind == LinearKind::kFp8) {
+    if constexpr (kIsFp8<kKind>) {
       int product;
       const int first = rows_of(strip, product).row;
 #pragma unroll
@@ -252,9 +254,13 @@ class Stream {
   __device__ void multiply(int block, const Scales& scales, Sums (&products)[kBlocks]) const {
     constexpr int kPairs = kSteps / 2 / kPieces<kKind>;  // of steps that a piece holds
     WeightBlock<kKind> w[kBlocks];
+    using Inputs = typename Shared<kTokens, kParts>::Inputs;
     // What goes with tokens that are not there is not used.
-    const uint4* inputs = &shared_.inputs.at(held_block(block), 0,
-                                             min(lane_id() / 4, share_.tokens - 1), lane_id() % 4);
+    const typename Inputs::Share* inputs[kTiles];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+      inputs[t] = &shared_.inputs.at(held_block(block), 0,
+                                     min(8 * t + lane_id() / 4, share_.tokens - 1), lane_id() % 4);
 #pragma unroll
     for (int pair = 0; pair < kSteps / 2; ++pair) {
       std::uint32_t a[kBlocks][2][4];
@@ -273,16 +279,21 @@ class Stream {
       }
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        uint4 x[kBlocks];
+        typename Inputs::Share x[kBlocks][kTiles];
 #pragma unroll
         for (int b = 0; b < kBlocks; ++b)
-          x[b] = inputs[(b * kSteps + 2 * pair + step) * kTokens * 4];
 #pragma unroll
-        for (int part = 0; part < 2; ++part)
+          for (int t = 0; t < kTiles; ++t)
+            x[b][t] = inputs[t][(b * kSteps + 2 * pair + step) * kTokens * 4];
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
 #pragma unroll
           for (int b = 0; b < kBlocks; ++b)
-            mma_of<kKind>(products[b], a[b][step], part == 0 ? x[b].x : x[b].z,
-                          part == 0 ? x[b].y : x[b].w);
+#pragma unroll
+            for (int t = 0; t < kTiles; ++t) {
+              const auto [b0, b1] = Inputs::part_of(x[b][t], part);
+              mma_of<kKind>(products[b][t], a[b][step], b0, b1);
+            }
       }
     }
   }
@@ -290,20 +301,29 @@ class Stream {
   /// Adds a block's products to the sums of its strip, scaled.
   __device__ void add(int block, const Scales& scales, const int (&from)[2], const Sums& products,
                       Sums& sums) const {
-    if constexpr (kKind == LinearKind::kFp8) {
-      // Of tokens that are not there any will do.
-      const float2 factor =
-          *reinterpret_cast<const float2*>(shared_.inputs.factors + held_block(block) * kTokens +
-                                           min(lane_id() % 4 * 2, kTokens - 2));
+    if constexpr (kIsFp8<kKind>) {
+      float scale[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float scale = __shfl_sync(kAllLanes, scales.of_lane, from[half] + block);
-        sums[2 * half] = fmaf(products[2 * half], scale * factor.x, sums[2 * half]);
-        sums[2 * half + 1] = fmaf(products[2 * half + 1], scale * factor.y, sums[2 * half + 1]);
+      for (int half = 0; half < 2; ++half)
+        scale[half] = __shfl_sync(kAllLanes, scales.of_lane, from[half] + block);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        // Of tokens that are not there any will do.
+        const float2 factor =
+            *reinterpret_cast<const float2*>(shared_.inputs.factors + held_block(block) * kTokens +
+                                             min(8 * t + lane_id() % 4 * 2, kTokens - 2));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float* sum = sums[t] + 2 * half;
+          sum[0] = fmaf(products[t][2 * half], scale[half] * factor.x, sum[0]);
+          sum[1] = fmaf(products[t][2 * half + 1], scale[half] * factor.y, sum[1]);
+        }
       }
     } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sums[j] += products[j];
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[t][j] += products[t][j];
     }
   }
 
@@ -313,7 +333,8 @@ class Stream {
   /// Strip `nth` of those that a block of the cluster collects: a lane's place.
   __device__ float4* received(int parity, int slice, int nth) const {
     const int owned = ceil_div(round_strips_, cluster_blocks());
-    return shared_.received + ((parity * args_.slices + slice) * owned + nth) * kWarp + lane_id();
+    return shared_.received + ((parity * args_.slices + slice) * owned + nth) * kTiles * kWarp +
+           lane_id();
   }
 
   /// Announces what a round will bring.
@@ -321,7 +342,7 @@ class Stream {
     const int strips = min(round_strips_, share_.end - round) - static_cast<int>(cluster_rank());
     const int owned = ceil_div(max(0, strips), cluster_blocks());
     barrier_expect(shared_.complete + nth % 2,
-                   static_cast<std::uint32_t>(owned * args_.slices * kWarp) * 16u);
+                   static_cast<std::uint32_t>(owned * args_.slices * kTiles * kWarp) * 16u);
   }
 
   __device__ void send(int slice, int round_strip, int parity, const Sums& sums) const {
@@ -329,7 +350,10 @@ class Stream {
     const std::uint32_t barrier = address_in_rank(shared_address(shared_.complete + parity), rank);
     const std::uint32_t to = address_in_rank(
         shared_address(received(parity, slice, round_strip / cluster_blocks())), rank);
-    send16(to, {sums[0], sums[1], sums[2], sums[3]}, barrier);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+      send16(to + static_cast<std::uint32_t>(t * kWarp) * 16u,
+             {sums[t][0], sums[t][1], sums[t][2], sums[t][3]}, barrier);
   }
 
   /// Adds up the slices of this block's strips, in order, a warp one of them.
@@ -337,18 +361,23 @@ class Stream {
     const int round_strip = warp_id() * cluster_blocks() + static_cast<int>(cluster_rank());
     if (round_strip >= round_strips_ || round + round_strip >= share_.end) return;
     wait_for_ranks(shared_.complete + nth % 2, static_cast<std::uint32_t>(nth / 2) % 2);
-    float4 sum = *received(nth % 2, 0, warp_id());
+    Sums sums;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      float4 sum = received(nth % 2, 0, warp_id())[t * kWarp];
 #pragma unroll 4
-    for (int slice = 1; slice < args_.slices; ++slice) {
-      const float4 s = *received(nth % 2, slice, warp_id());
-      sum = {sum.x + s.x, sum.y + s.y, sum.z + s.z, sum.w + s.w};
+      for (int slice = 1; slice < args_.slices; ++slice) {
+        const float4 s = received(nth % 2, slice, warp_id())[t * kWarp];
+        sum = {sum.x + s.x, sum.y + s.y, sum.z + s.z, sum.w + s.w};
+      }
+      sums[t][0] = sum.x, sums[t][1] = sum.y, sums[t][2] = sum.z, sums[t][3] = sum.w;
     }
     const int next = round + 2 * round_strips_;
     if (next < share_.end) {  // whoever sends to that one waits for this
       if (threadIdx.x == 0) expect_round(next, nth);
       warp_arrive_in_ranks(shared_.taken + nth % 2);
     }
-    write(round + round_strip, {sum.x, sum.y, sum.z, sum.w});
+    write(round + round_strip, sums);
   }
 
   /// A strip's sums times the scales that are left.
@@ -362,21 +391,23 @@ class Stream {
       const int row = strip.row + lane_id() / 4 + 8 * half;
       if (row >= strip.end) return;
       float scale = 1;
-      if (kKind == LinearKind::kFp8 && product.w.format != WeightFormat::kFp8Block)
+      if (kIsFp8<kKind> && product.w.format != WeightFormat::kFp8Block)
         scale = row_scale(product.w, row);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int token = lane_id() % 4 * 2 + j;
-        if (token < share_.tokens)
-          product.out[(share_.token0 + token) * rows + row] =
-              sums[2 * half + j] * scale * product.w.global_scale;
-      }
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int token = 8 * t + lane_id() % 4 * 2 + j;
+          if (token < share_.tokens)
+            product.out[(share_.token0 + token) * rows + row] =
+                sums[t][2 * half + j] * scale * product.w.global_scale;
+        }
     }
   }
 
   const LinearStream& args_;
   const StreamPart& part_;
-  const Shared<kTokens> shared_;
+  const Shared<kTokens, kParts> shared_;
   const Share share_;
   const int warp_strip_, warp_slice_;  // of a round and of what is held, the warp's
   const int round_strips_;
@@ -400,6 +431,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       return Stream<LinearKind::kBf16, kTokens>(args, args.part[p], memory).run();
     case LinearKind::kFp8:
       return Stream<LinearKind::kFp8, kTokens>(args, args.part[p], memory).run();
+    case LinearKind::kFp8Rounded:
+      return Stream<LinearKind::kFp8Rounded, kTokens>(args, args.part[p], memory).run();
     case LinearKind::kNvfp4:
       return Stream<LinearKind::kNvfp4, kTokens>(args, args.part[p], memory).run();
     case LinearKind::kMxfp4:
@@ -411,19 +444,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr int kMaxSlices = 4 * kMaxClusterBlocks;
 
-template <int kTokens>
+template <class Cut>
 constexpr bool fits_always() {
   for (int slices = 1; slices <= kMaxSlices; ++slices)
     for (const bool is_large : {false, true})
-      if (Cut<kTokens>(slices, is_large).shared_bytes > Cut<kTokens>::kMaxShared) return false;
+      if (!Cut(slices, is_large).fits()) return false;
   return true;
 }
 
-template <int kTokens>
+/// kParts: the most that the inputs of a part of the launch have.
+template <int kTokens, int kParts>
 void launch_stream(LinearStream args, cudaStream_t stream) {
-  static_assert(fits_always<kTokens>());
+  static_assert(kTokens > 8 || fits_always<Cut<kTokens, kParts>>());
   const auto kernel = stream_kernel<kTokens>;
-  const Cut<kTokens> cut(args.slices, args.is_large);
+  const Cut<kTokens, kParts> cut(args.slices, args.is_large);
   args.slices_per_block = cut.slices_per_block;
   args.held_slices = cut.held_slices;
   args.round_strips = cut.round_strips;
@@ -455,10 +489,20 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
 bool stream_takes(int cols) { return cols <= kMaxSlices * kSliceBlocks * kLinearBlock; }
 
 void stream_linears(const LinearStream& args, cudaStream_t stream) {
-  if (args.tokens > 4)
-    launch_stream<8>(args, stream);
+  int rounded = 0;
+  for (int p = 0; p < args.parts; ++p)
+    rounded += args.part[p].kind == LinearKind::kFp8Rounded ? 1 : 0;
+  const bool all_rounded = rounded == args.parts;
+  // Inputs of two parts alone are read twice for 16 tokens, rather than have half of the shared
+  // memory.
+  const bool fits = all_rounded ? Cut<16, 1>(args.slices, args.is_large).fits()
+                                : Cut<16, 2>(args.slices, args.is_large).fits();
+  if (args.tokens > 8 && rounded > 0 && fits)
+    all_rounded ? launch_stream<16, 1>(args, stream) : launch_stream<16, 2>(args, stream);
+  else if (args.tokens > 4)
+    all_rounded ? launch_stream<8, 1>(args, stream) : launch_stream<8, 2>(args, stream);
   else
-    launch_stream<4>(args, stream);
+    all_rounded ? launch_stream<4, 1>(args, stream) : launch_stream<4, 2>(args, stream);
 }
 
 }  // namespace quatrain::cuda

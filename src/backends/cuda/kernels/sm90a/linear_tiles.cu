@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // linears for many tokens: tiles of 128 weight rows by 128 tokens on warpgroup products.
 //
-// A first kernel splits the inputs into two parts, laid out in memory as shared memory holds them:
-// 128 tokens by 64 columns are one bulk copy. In the second, blocks walk over the tiles; two
+// A first kernel splits the inputs into 16-bit parts, laid out in memory as shared memory holds
+// them: 128 tokens by 64 columns are one bulk copy. In the second, blocks walk over the tiles; two
 // warpgroups take 64 rows each, weights decoded from row-major memory straight into operand A, and
-// one warp keeps four half blocks of inputs ahead, across tiles. While one group decodes weights
+// one warp keeps half blocks of inputs ahead, across tiles. While one group decodes weights
 // and scales sums, the other's products run. Sums are those of linear_stream.cu in the same order,
 // and have the same bits; those of the slices so far wait in shared memory.
 //
-// Limits: tensor cores, at half their rate because inputs have two parts.
+// Limits: the instructions that decode weights and scale sums, which tensor cores slow down to half
+// their rate, and the latency of the weights.
 #include <algorithm>
 
 #include "backends/cuda/device/async_copy.cuh"
@@ -26,24 +27,24 @@ namespace {
 constexpr int kGroupThreads = 128;
 constexpr int kThreads = 3 * kGroupThreads;
 constexpr int kTokens = 128;
-constexpr int kStages = 4;
-using Blob = InputBlob<kTokens>;
-constexpr int kPartBytes = Blob::kPartBytes, kHalfBytes = Blob::kHalfBytes;
 // Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
 constexpr int kCopyRegisters = 40, kProductRegisters = 232;
 
+template <LinearKind kKind>
 struct Shared {
-  char* stages;    // [kStages] half blobs: [2 parts][kTokens][128], swizzled; factors
+  using Blob = InputBlob<kTokens, kParts<kKind>>;
+  static constexpr int kStages = 8 / kParts<kKind>;
+  char* stages;    // [kStages] half blobs: [kParts][kTokens][128], swizzled; factors
   float* totals;   // [16][2 kGroupThreads][4]: of the slices so far
   Barrier* full;   // [kStages]
   Barrier* empty;  // [kStages]
 
   // Stages start at multiples of 1024, which the swizzle counts from.
-  static constexpr int kStride = kHalfBytes + 1024;
+  static constexpr int kStride = Blob::kHalfBytes + 1024;
   static constexpr int kTotalBytes = 16 * 2 * kGroupThreads * 16;
   static constexpr std::size_t kBytes =
       1024 + kTotalBytes + kStages * (static_cast<std::size_t>(kStride) + 2 * sizeof(Barrier));
-  static_assert(Blob::kFactorBytes <= kStride - kHalfBytes);
+  static_assert(Blob::kFactorBytes <= kStride - Blob::kHalfBytes);
   __device__ explicit Shared(char* memory) {
     const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(memory));
     stages = memory + (1024 - address % 1024) % 1024;
@@ -76,8 +77,11 @@ __device__ TileStrip strip_of(const LinearTiles& args, int tile, int warp) {
 }
 
 /// One thread: half blobs to stages as they fall empty.
+template <LinearKind kKind>
 __device__ void copy_all(const char* blobs, const LinearTiles& args, int blocks,
-                         const Shared& shared) {
+                         const Shared<kKind>& shared) {
+  using Blob = typename Shared<kKind>::Blob;
+  constexpr int kHalfBytes = Blob::kHalfBytes;
   const Tiles tiles(args);
   RingPosition ring;
   bool is_first_round = true;
@@ -87,11 +91,11 @@ __device__ void copy_all(const char* blobs, const LinearTiles& args, int blocks,
       if (!is_first_round) barrier_wait(shared.empty + ring.at, ring.parity ^ 1u);
       const int bytes = half % 2 == 0 ? kHalfBytes : kHalfBytes + Blob::kFactorBytes;
       barrier_expect(shared.full + ring.at, static_cast<std::uint32_t>(bytes));
-      bulk_copy(shared.stages + ring.at * Shared::kStride,
+      bulk_copy(shared.stages + ring.at * Shared<kKind>::kStride,
                 blobs + Blob::offset(t / args.tiles, group, args.groups, half / 2, blocks) +
                     half % 2 * kHalfBytes,
                 static_cast<std::uint32_t>(bytes), shared.full + ring.at);
-      ring.next(kStages);
+      ring.next(Shared<kKind>::kStages);
       if (ring.at == 0) is_first_round = false;
     }
   }
@@ -100,8 +104,9 @@ __device__ void copy_all(const char* blobs, const LinearTiles& args, int blocks,
 using Sums = TileSums<16>;
 
 /// Sums of a slice and all before it. The last ones go to memory, scaled.
+template <LinearKind kKind>
 __device__ void add_slice(const LinearTiles& args, const TileStrip& strip, int slice, int token0,
-                          const Shared& shared, Sums& sums) {
+                          const Shared<kKind>& shared, Sums& sums) {
   auto* totals = reinterpret_cast<float4*>(shared.totals) + (threadIdx.x - kGroupThreads);
   if (slice > 0)
 #pragma unroll
@@ -143,15 +148,17 @@ __device__ inline void multiply_half(const std::uint32_t (&a)[kSteps / 2][2][4],
 #pragma unroll
   for (int i = 0; i < kSteps / 2; ++i)
 #pragma unroll
-    for (int part = 0; part < 2; ++part)
+    for (int part = 0; part < kParts<kKind>; ++part)
       wgmma_tile<kKind>(products, a[half * 2 + i / 2][i % 2],
-                        swizzled_operand(stage + part * kPartBytes + i * 32), half + i + part > 0);
+                        swizzled_operand(stage + part * Shared<kKind>::Blob::kPartBytes + i * 32),
+                        half + i + part > 0);
   wgmma_commit();
 }
 
 /// A group of products: 64 rows of each tile, by 16 to a warp.
 template <LinearKind kKind>
-__device__ void multiply_all(const LinearTiles& args, int warp, int blocks, const Shared& shared) {
+__device__ void multiply_all(const LinearTiles& args, int warp, int blocks,
+                             const Shared<kKind>& shared) {
   const Tiles tiles(args);
   const auto stages = shared_address(shared.stages);
   const auto reader_of = [&](const TileStrip& strip) {
@@ -183,10 +190,10 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks, cons
       const RingPosition first = ring;
       barrier_wait(shared.full + ring.at, ring.parity);
       wgmma_fence();
-      multiply_half<kKind>(a, 0, stages + ring.at * Shared::kStride, products);
-      ring.next(kStages);
+      multiply_half<kKind>(a, 0, stages + ring.at * Shared<kKind>::kStride, products);
+      ring.next(Shared<kKind>::kStages);
       barrier_wait(shared.full + ring.at, ring.parity);
-      multiply_half<kKind>(a, 1, stages + ring.at * Shared::kStride, products);
+      multiply_half<kKind>(a, 1, stages + ring.at * Shared<kKind>::kStride, products);
       if constexpr (kLoadsEarly) load_next(block);
       wgmma_wait<1>();
       warp_arrive(shared.empty + first.at);
@@ -197,10 +204,11 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks, cons
       if constexpr (!kLoadsEarly) load_next(block);
       add_products<kKind>(
           products, scale,
-          reinterpret_cast<const float*>(shared.stages + ring.at * Shared::kStride + kHalfBytes),
+          reinterpret_cast<const float*>(shared.stages + ring.at * Shared<kKind>::kStride +
+                                         Shared<kKind>::Blob::kHalfBytes),
           sums);
       warp_arrive(shared.empty + ring.at);
-      ring.next(kStages);
+      ring.next(Shared<kKind>::kStages);
       if ((block + 1) % kSliceBlocks == 0 || block + 1 == blocks) {
         add_slice(args, strip, block / kSliceBlocks, t / args.tiles * kTokens, shared, sums);
 #pragma unroll
@@ -217,10 +225,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     tiles_kernel(const __grid_constant__ LinearTiles args, const char* blobs) {
   extern __shared__ char memory[];
   let_next_start();
-  const Shared shared(memory);
+  const Shared<kKind> shared(memory);
   const int warp = warp_id();
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
+    for (int s = 0; s < Shared<kKind>::kStages; ++s) {
       barrier_init(shared.full + s, 1);                   // the thread that copies
       barrier_init(shared.empty + s, 8 * kWarpArrivals);  // warps that multiply
     }
@@ -240,12 +248,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 // As many tokens at a time as the scratch holds split inputs of.
 template <LinearKind kKind>
 void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
-  static const bool allowed = (allow_shared(tiles_kernel<kKind>, Shared::kBytes), true);
+  static const bool allowed = (allow_shared(tiles_kernel<kKind>, Shared<kKind>::kBytes), true);
   (void)allowed;
   static const auto multiprocessors = static_cast<unsigned>(
-      resident_clusters(tiles_kernel<kKind>, {.block = kThreads, .shared = Shared::kBytes}));
+      resident_clusters(tiles_kernel<kKind>, {.block = kThreads, .shared = Shared<kKind>::kBytes}));
   const int blocks = ceil_div(args.cols, kLinearBlock);
-  const std::int64_t tile_bytes = std::int64_t{args.groups} * blocks * Blob::kBytes;
+  const std::int64_t tile_bytes = std::int64_t{args.groups} * blocks * Shared<kKind>::Blob::kBytes;
   const int at_once = static_cast<int>(scratch.bytes / tile_bytes) * kTokens;
   auto* blobs = static_cast<char*>(scratch.memory);
   LinearTiles some = args;
@@ -259,7 +267,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
     launch(tiles_kernel<kKind>,
            {.grid = std::min(static_cast<unsigned>(args.tiles) * tiles, multiprocessors),
             .block = kThreads,
-            .shared = Shared::kBytes},
+            .shared = Shared<kKind>::kBytes},
            stream, some, blobs);
     some.x += std::int64_t{at_once} * args.groups * args.cols;
     if (some.up != nullptr) some.up += std::int64_t{at_once} * args.groups * args.cols;
@@ -271,7 +279,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
 }  // namespace
 
 std::int64_t tile_scratch_bytes(int cols, int groups) {
-  return std::int64_t{groups} * ceil_div(cols, kLinearBlock) * Blob::kBytes;
+  return std::int64_t{groups} * ceil_div(cols, kLinearBlock) * InputBlob<kTokens, 2>::kBytes;
 }
 
 void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
@@ -281,6 +289,8 @@ void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratc
       return launch_kind<LinearKind::kBf16>(args, scratch, stream);
     case LinearKind::kFp8:
       return launch_kind<LinearKind::kFp8>(args, scratch, stream);
+    case LinearKind::kFp8Rounded:
+      return launch_kind<LinearKind::kFp8Rounded>(args, scratch, stream);
     case LinearKind::kNvfp4:
       return launch_kind<LinearKind::kNvfp4>(args, scratch, stream);
     case LinearKind::kMxfp4:
