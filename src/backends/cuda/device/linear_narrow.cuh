@@ -13,48 +13,55 @@
 
 namespace quatrain::cuda::narrow {
 
-inline constexpr int kProductThreads = 256;  // two groups
-inline constexpr int kCopyThreads = 128;     // of which one copies
-inline constexpr int kThreads = kCopyThreads + kProductThreads;
-// Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
-inline constexpr int kCopyRegisters = 40, kProductRegisters = 232;
-inline constexpr int kRingBytes = 12 << 10;   // of a warp
-inline constexpr int kInputBytes = 64 << 10;  // of all stages
+inline constexpr int kCopyThreads = 128;  // of which one copies
+/// Of kGroups groups, of 64 rows each.
+template <int kGroups>
+inline constexpr int kProductThreads = kGroups * 128;
+// Registers per thread once the groups have shared them out:
+// 128 · 40 + 256 · 232 ≤ 384 · 168 and 128 · 24 + 512 · 112 ≤ 640 · 96, what they start with.
+template <int kGroups>
+inline constexpr int kCopyRegisters = kGroups == 2 ? 40 : 24;
+template <int kGroups>
+inline constexpr int kProductRegisters = kGroups == 2 ? 232 : 112;
+template <int kGroups>
+inline constexpr int kRingBytes = (24 << 10) / kGroups;  // of a warp
+inline constexpr int kInputBytes = 64 << 10;             // of all stages
 
 /// Dynamic shared memory of a block.
-template <LinearKind kKind, int kTokens, int kStrips>
+template <LinearKind kKind, int kTokens, int kGroups>
 struct Shared {
   using Blob = InputBlob<kTokens, kParts<kKind>>;
   // A slot holds half a block of columns of a strip, or all where a lane's 16 bytes span it.
   static constexpr int kHalves = kPieces<kKind> == 1 ? 1 : 2;
   static constexpr int kSlotBytes = kStripBytes<kKind> / kHalves;
-  static constexpr int kSlots = kRingBytes / kSlotBytes;
-  static constexpr int kScaleSlots = 8;  // blocks; slots do not run so far ahead
-  static_assert(kSlots / (kHalves * kStrips) + 1 < kScaleSlots || !kIsFp8<kKind>);
+  static constexpr int kSlots = kRingBytes<kGroups> / kSlotBytes;
+  static constexpr int kScaleSlots = kGroups == 2 ? 8 : 5;  // blocks; slots do not run so far ahead
+  static_assert(kSlots / kHalves + 1 < kScaleSlots || !kIsFp8<kKind>);
   static constexpr int kStages = kInputBytes / Blob::kHalfBytes;
-  static constexpr int kQuads = kStrips * kTokens / 8;  // of a thread's sums
+  static constexpr int kQuads = kTokens / 8;  // of a thread's sums
+  static constexpr int kProductThreads = narrow::kProductThreads<kGroups>;
   static constexpr int kWarps = kProductThreads / kWarp;
   char* stages;        // [kStages] half blobs
   char* ring;          // [kWarps][kSlots]
   float4* totals;      // [kQuads][kProductThreads]: of the slices so far, where a block has all
   float* factors;      // [kStages / 2][kTokens]
-  float* ring_scales;  // [kWarps][kScaleSlots][kStrips][2]: FP8, of the first and the last row
+  float* ring_scales;  // [kWarps][kScaleSlots][2]: FP8, of the first and the last row
   Barrier* full;       // [kStages]
   Barrier* empty;      // [kStages]
 
   static constexpr std::size_t kTotalBytes = std::size_t{16} * kQuads * kProductThreads;
-  static constexpr std::size_t kBytes = 1024 + kInputBytes + kWarps * kRingBytes + kTotalBytes +
-                                        kStages / 2 * kTokens * 4 + kWarps * kSlots * 8 +
-                                        2 * kStages * sizeof(Barrier);
+  static constexpr std::size_t kBytes = 1024 + kInputBytes + kWarps * kRingBytes<kGroups> +
+                                        kTotalBytes + kStages / 2 * kTokens * 4 +
+                                        kWarps * kScaleSlots * 8 + 2 * kStages * sizeof(Barrier);
   static_assert(kBytes <= 227 << 10);
 
   __device__ explicit Shared(char* memory) {
     stages = memory + (1024 - shared_address(memory) % 1024) % 1024;
     ring = stages + kInputBytes;
-    totals = reinterpret_cast<float4*>(ring + kWarps * kRingBytes);
+    totals = reinterpret_cast<float4*>(ring + kWarps * kRingBytes<kGroups>);
     factors = reinterpret_cast<float*>(totals + kQuads * kProductThreads);
     ring_scales = factors + kStages / 2 * kTokens;
-    full = reinterpret_cast<Barrier*>(ring_scales + kWarps * kScaleSlots * kStrips * 2);
+    full = reinterpret_cast<Barrier*>(ring_scales + kWarps * kScaleSlots * 2);
     empty = full + kStages;
   }
 };
@@ -62,7 +69,7 @@ struct Shared {
 /// Where blocks that share a tile meet.
 struct Meeting {
   int ranks = 1;                      // blocks that share a tile, one per slice
-  float4* sums = nullptr;             // [2][blocks of the grid][quads][kProductThreads]
+  float4* sums = nullptr;             // [2][blocks of the grid][quads][product threads]
   std::uint32_t* arrivals = nullptr;  // [units]; zeros at first
 };
 

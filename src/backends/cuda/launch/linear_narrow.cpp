@@ -6,16 +6,16 @@
 namespace quatrain::cuda {
 namespace {
 
-// Blocks' time in units of one of two strips' work on a block of columns.
+// Blocks' time in units of what two of four groups take for a block of columns.
 double time_of(const LinearTiles& args, int tokens, int multiprocessors, const NarrowCut& cut) {
   constexpr double kMeeting = 3;  // for each tile
   const int blocks = ceil_div(args.cols, kLinearBlock);
-  const int units = row_tiles(args, kRowsPerStrip * cut.strips) * ceil_div(args.tokens, tokens);
+  const int units = row_tiles(args, kGroupRows * cut.groups) * ceil_div(args.tokens, tokens);
   const int waves = ceil_div(units, multiprocessors / cut.ranks);
   const int own = cut.ranks > 1 ? kSliceBlocks : blocks;
-  // One strip alone leaves gaps between its products.
-  const double strips = cut.strips == 1 ? 1.25 : 2.0;
-  return waves * (own * strips + (cut.ranks > 1 ? kMeeting : 0));
+  // Two groups alone leave gaps between their products.
+  const double work = cut.groups == 2 ? 1.25 : 2.0;
+  return waves * (own * work + (cut.ranks > 1 ? kMeeting : 0));
 }
 
 }  // namespace
@@ -30,10 +30,10 @@ int row_tiles(const LinearTiles& args, int rows) {
 NarrowCut narrow_cut(const LinearTiles& args, int tokens, int multiprocessors) {
   NarrowCut best;
   double least = std::numeric_limits<double>::infinity();
-  for (const int strips : {2, 1})
+  for (const int groups : {4, 2})
     for (const int ranks : {1, args.slices}) {
       if (ranks > multiprocessors) continue;
-      const NarrowCut cut{.strips = strips, .ranks = ranks};
+      const NarrowCut cut{.groups = groups, .ranks = ranks};
       const double time = time_of(args, tokens, multiprocessors, cut);
       if (time < least) {
         least = time;

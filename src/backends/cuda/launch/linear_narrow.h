@@ -7,11 +7,11 @@
 
 namespace quatrain::cuda {
 
-/// Rows of a tile: 64 to each of two groups of warps and each strip of a warp.
-inline constexpr int kRowsPerStrip = 128;
+/// Rows of a tile for each group of warps.
+inline constexpr int kGroupRows = 64;
 
 struct NarrowCut {
-  int strips = 1;  ///< of a warp, 1 or 2
+  int groups = 2;  ///< of warps, 2 or 4
   int ranks = 1;   ///< blocks that share a tile, a slice of its columns each; 1 or all slices
 };
 

@@ -2,10 +2,10 @@
 // linears for some dozens of tokens: weights stream through the chip once for 64 tokens.
 //
 // Inputs are split beforehand, by a first kernel, into blobs that one bulk copy each brings to
-// shared memory. A block has a tile of weight rows and 32 or 64 tokens; each of its 8 warps streams
-// its own rows through a ring in shared memory that every lane fills and empties for itself, and
-// decodes them into operand A of warpgroup products. With two strips to a warp, the products of one
-// run while the other's weights are decoded and its sums scaled.
+// shared memory. A block has a tile of weight rows and 32 or 64 tokens; each of its 8 or 16 warps
+// streams its own 16 rows through a ring in shared memory that every lane fills and empties for
+// itself, and decodes them into operand A of warpgroup products. While those of one group run,
+// others decode weights and scale sums.
 //
 // Where there are few tiles, several blocks share one: each takes one slice of the columns, writes
 // its sums to memory, waits for the others and adds up a part. Sums are those of linear_stream.cu
@@ -45,10 +45,11 @@ __global__ void __launch_bounds__(kSplitWarps* kWarp)
 }
 
 /// The warps that multiply. Members are what the phases of a warp share.
-template <LinearKind kKind, int kTokens, int kStrips>
+template <LinearKind kKind, int kTokens, int kGroups>
 class Multiplier {
  public:
-  using Memory = Shared<kKind, kTokens, kStrips>;
+  using Memory = Shared<kKind, kTokens, kGroups>;
+  static constexpr int kProductThreads = Memory::kProductThreads;
   static constexpr int kTiles = kTokens / 8;
 
   __device__ Multiplier(const LinearTiles& args, const Meeting& meeting, const Memory& shared)
@@ -69,7 +70,7 @@ class Multiplier {
     for (int unit = walk_.unit; unit < walk_.units; unit += walk_.step, ++nth) {
       strip_ = strip_of(unit / walk_.token_tiles);
       token0_ = unit % walk_.token_tiles * kTokens;
-      TileSums<kTiles> sums[kStrips] = {};
+      TileSums<kTiles> sums = {};
       Fp4Scales scales = {};
       load_scales(walk_.first_block, scales);
       for (int block = walk_.first_block; block < walk_.end_block; ++block) {
@@ -78,46 +79,31 @@ class Multiplier {
           continue;
         add_slice(block / kSliceBlocks, sums);
 #pragma unroll
-        for (int s = 0; s < kStrips; ++s)
+        for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-          for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[s][n][i] = 0;
+          for (int i = 0; i < 4; ++i) sums[n][i] = 0;
       }
       if (meeting_.ranks > 1) meet(nth, unit, sums);
     }
   }
 
  private:
-  /// FP4: of a block, by strip.
-  struct Fp4Scales {
-    std::uint32_t of[kStrips][2];
-  };
+  using Fp4Scales = std::uint32_t[2];  // of a block
 
   __device__ static int thread() { return static_cast<int>(threadIdx.x) - kCopyThreads; }
   __device__ static int warp() { return warp_id() - kCopyThreads / kWarp; }
-  /// The first of the warp's strips; the next is kStripsApart rows further.
   __device__ TileStrip strip_of(int tile) const {
-    return strip_of_tile(args_, tile, kRowsPerStrip * kStrips,
-                         warp() / 4 * 64 * kStrips + warp() % 4 * kStripRows);
-  }
-  static constexpr int kStripsApart = 64;
-  __device__ TileStrip nth_strip(int s) const {
-    TileStrip strip = strip_;
-    strip.row += s * kStripsApart;
-    return strip;
+    return strip_of_tile(args_, tile, kGroupRows * kGroups, warp() * kStripRows);
   }
   __device__ char* slot(int i) const {
     return shared_.ring + (warp() * Memory::kSlots + i) * Memory::kSlotBytes + lane_id() * 16;
   }
-  __device__ float* block_scales(int nth_block, int s) const {
+  __device__ float* block_scales(int nth_block) const {
     constexpr int kScaleSlots = Memory::kScaleSlots;
-    return shared_.ring_scales +
-           ((warp() * kScaleSlots + nth_block % kScaleSlots) * kStrips + s) * 2;
+    return shared_.ring_scales + (warp() * kScaleSlots + nth_block % kScaleSlots) * 2;
   }
 
-  // A block of columns takes kTurns slots: both strips' first halves, then both strips' second.
-  static constexpr int kTurns = Memory::kHalves * kStrips;
+  static constexpr int kTurns = Memory::kHalves;  // slots that a block of columns takes
 
   template <int... kTurn>
   __device__ void fetch_turns(int to, std::integer_sequence<int, kTurn...>) {
@@ -136,12 +122,10 @@ class Multiplier {
   __device__ void fetch(int to) {
     if (kTurn == 0) next_block();
     if (fetched_block_ < walk_.end_block) {
-      constexpr int kStrip = kTurn % kStrips, kHalf = kTurn / kStrips;
       constexpr int kCount = kPieces<kKind> / Memory::kHalves;
-      copier_.template copy_pieces<kHalf * kCount, kCount>(kStrip * kStripsApart / kStripRows,
-                                                           slot(to));
-      if constexpr (kIsFp8<kKind> && kHalf == 0)
-        if (lane_id() < 2) copy_scale(kStrip);
+      copier_.template copy_pieces<kTurn * kCount, kCount>(0, slot(to));
+      if constexpr (kIsFp8<kKind> && kTurn == 0)
+        if (lane_id() < 2) copy_scale();
     }
     commit_copies();
   }
@@ -163,15 +147,14 @@ class Multiplier {
   }
 
   /// Of the strip's first or last row, by one lane for all.
-  __device__ void copy_scale(int s) const {
+  __device__ void copy_scale() const {
     const Matrix& w = args_.products[source_.product].w;
-    float* to = block_scales(nth_fetched_, s) + lane_id();
+    float* to = block_scales(nth_fetched_) + lane_id();
     if (w.format != WeightFormat::kFp8Block) {
       *to = 1;
       return;
     }
-    const int row =
-        min(source_.row + s * kStripsApart + lane_id() * (kStripRows - 1), source_.end - 1);
+    const int row = min(source_.row + lane_id() * (kStripRows - 1), source_.end - 1);
     const int columns = (args_.cols + kLinearBlock - 1) / kLinearBlock;
     copy4(shared_address(to), static_cast<const float*>(w.scales) +
                                   std::int64_t{row / kLinearBlock} * columns + fetched_block_);
@@ -179,22 +162,15 @@ class Multiplier {
 
   __device__ void load_scales(int block, Fp4Scales& scales) const {
     if constexpr (kIsFp4<kKind>)
-#pragma unroll
-      for (int s = 0; s < kStrips; ++s)
-        StripReader<kKind>(args_.products[strip_.product].w,
-                           {.row = strip_.row + s * kStripsApart, .end = strip_.end}, 0)
-            .load_scales(block, scales.of[s]);
+      StripReader<kKind>(args_.products[strip_.product].w, strip_, 0).load_scales(block, scales);
   }
 
-  /// Operands of half a block's products of a strip, from the ring.
-  template <int kStrip, int kHalf>
+  /// Operands of half a block's products, from the ring.
+  template <int kHalf>
   __device__ void decode_half(const std::uint32_t (&scales)[2], std::uint32_t (&a)[4][4]) const {
     constexpr int kPairs = kSteps / 2 / kPieces<kKind>;  // of steps that a piece holds
-    // Where a slot is read twice, it is refilled after the second time.
-    constexpr int kAhead = Memory::kHalves == 1 && kHalf == 0 ? kStrip : 0;
-    if constexpr (kHalf < Memory::kHalves) wait_copies<Memory::kSlots - 1 - kAhead>();
-    const int at = next_out_ + kAhead;
-    const char* from = slot(at < Memory::kSlots ? at : at - Memory::kSlots);
+    if constexpr (kHalf < Memory::kHalves) wait_copies<Memory::kSlots - 1>();
+    const char* from = slot(next_out_);
     WeightBlock<kKind> w;
     w.scale[0] = scales[0];
     w.scale[1] = scales[1];
@@ -215,10 +191,10 @@ class Multiplier {
     }
   }
   /// Once products have begun with what came out of the ring, which therefore has been read.
-  template <int kStrip, int kHalf>
+  template <int kHalf>
   __device__ void refill() {
-    if constexpr (kHalf + 1 < 2 && Memory::kHalves == 1) return;
-    constexpr int kTurn = Memory::kHalves == 2 ? kHalf * kStrips + kStrip : kStrip;
+    if constexpr (kHalf == 0 && Memory::kHalves == 1) return;  // a slot that is read twice
+    constexpr int kTurn = Memory::kHalves == 2 ? kHalf : 0;
     fetch<(kTurn + Memory::kSlots) % kTurns>(next_out_);
     next_out_ = next_out_ + 1 == Memory::kSlots ? 0 : next_out_ + 1;
   }
@@ -244,67 +220,57 @@ class Multiplier {
     for (int i = 0; i < 4; ++i) keep_operand(a[i]);
   }
 
-  /// A strip's products of half a block, under way. Two strips take turns with one buffer for
-  /// operands each, one strip has a buffer for each half.
-  template <int kStrip, int kHalf>
-  __device__ void begin(int stage, const Fp4Scales& scales, std::uint32_t (&a)[2][4][4],
+  /// The products of half a block, under way.
+  template <int kHalf>
+  __device__ void begin(int stage, const Fp4Scales& scales, std::uint32_t (&a)[4][4],
                         TileSums<kTiles>& products) {
-    constexpr int kBuffer = kStrips == 2 ? kStrip : kHalf;
-    decode_half<kStrip, kHalf>(scales.of[kStrip], a[kBuffer]);
-    start_half(a[kBuffer], kHalf, stage, products);
-    refill<kStrip, kHalf>();
+    decode_half<kHalf>(scales, a);
+    start_half(a, kHalf, stage, products);
+    refill<kHalf>();
   }
 
-  /// sums += the products of a block of columns, scaled.
-  __device__ void multiply(int block, Fp4Scales& scales, TileSums<kTiles> (&sums)[kStrips]) {
-    TileSums<kTiles> products[kStrips];
-    std::uint32_t a[2][4][4];
+  /// sums += the products of a block of columns, scaled. Two groups of warps have a buffer for the
+  /// operands of each half, and decode the second while the products of the first run; where there
+  /// are four, others run meanwhile.
+  __device__ void multiply(int block, Fp4Scales& scales, TileSums<kTiles>& sums) {
+    TileSums<kTiles> products;
+    std::uint32_t a[kGroups == 2 ? 2 : 1][4][4];
+    auto& second_a = a[kGroups == 2 ? 1 : 0];
     const int first = ring_.at;
     barrier_wait(shared_.full + first, ring_.parity);
     ring_.next(Memory::kStages);
-    begin<0, 0>(first, scales, a, products[0]);
-    if constexpr (kStrips == 2) begin<1, 0>(first, scales, a, products[1]);
+    begin<0>(first, scales, a[0], products);
     const int second = ring_.at;
     barrier_wait(shared_.full + second, ring_.parity);
     ring_.next(Memory::kStages);
-    if constexpr (kStrips == 2) {
-      wgmma_wait<1>();
+    if constexpr (kGroups > 2) {
+      wgmma_wait<0>();
       keep(a[0]);
-      begin<0, 1>(second, scales, a, products[0]);
-      wgmma_wait<1>();
-      keep(a[1]);
       release(first);
-      begin<1, 1>(second, scales, a, products[1]);
-    } else {
-      begin<0, 1>(second, scales, a, products[0]);
+    }
+    begin<1>(second, scales, second_a, products);
+    if constexpr (kGroups == 2) {
       wgmma_wait<1>();
       release(first);
     }
     if (block + 1 < walk_.end_block) load_scales(block + 1, scales);
     __syncwarp();  // scales came by other lanes
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      float factors[2];
-      read_factors(s, factors);
-      if (s + 1 < kStrips)
-        wgmma_wait<1>();
-      else
-        wgmma_wait<0>();
-      keep_sums<kTiles>(products[s]);
-      keep(a[s]);
-      if constexpr (kStrips == 1) keep(a[1]);
-      add_products<kKind, kTiles>(products[s], factors, shared_.factors + second / 2 * kTokens,
-                                  sums[s]);
-    }
+    float factors[2];
+    read_factors(factors);
+    wgmma_wait<0>();
+    keep_sums<kTiles>(products);
+    keep(a[0]);
+    keep(second_a);
+    add_products<kKind, kTiles>(products, factors, shared_.factors + second / 2 * kTokens, sums);
     ++nth_block_;
     release(second);
   }
 
   /// What the products of the lane's two rows are multiplied by.
-  __device__ void read_factors(int s, float (&out)[2]) const {
+  __device__ void read_factors(float (&out)[2]) const {
     if constexpr (kIsFp8<kKind>) {
-      const float* scales = block_scales(nth_block_, s);
-      const int row = strip_.row + s * kStripsApart;
+      const float* scales = block_scales(nth_block_);
+      const int row = strip_.row;
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         out[half] = scales[(row + lane_id() / 4 + 8 * half) / kLinearBlock != row / kLinearBlock];
@@ -312,52 +278,43 @@ class Multiplier {
   }
 
   /// Sums of a slice and all before it, of a block alone. The last ones go to memory.
-  __device__ void add_slice(int slice, TileSums<kTiles> (&sums)[kStrips]) const {
+  __device__ void add_slice(int slice, TileSums<kTiles>& sums) const {
     const bool is_last = slice + 1 == args_.slices;
     float4* totals = shared_.totals + thread();
+    if (slice > 0)
 #pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      if (slice > 0)
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          const float4 before = totals[(s * kTiles + n) * kProductThreads];
-          sums[s][n][0] = before.x + sums[s][n][0];
-          sums[s][n][1] = before.y + sums[s][n][1];
-          sums[s][n][2] = before.z + sums[s][n][2];
-          sums[s][n][3] = before.w + sums[s][n][3];
-        }
-      if (!is_last)
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n)
-          totals[(s * kTiles + n) * kProductThreads] = {sums[s][n][0], sums[s][n][1], sums[s][n][2],
-                                                        sums[s][n][3]};
-    }
-    if (!is_last) return;
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      const Target target(args_, nth_strip(s), token0_);
+      for (int n = 0; n < kTiles; ++n) {
+        const float4 before = totals[n * kProductThreads];
+        sums[n][0] = before.x + sums[n][0];
+        sums[n][1] = before.y + sums[n][1];
+        sums[n][2] = before.z + sums[n][2];
+        sums[n][3] = before.w + sums[n][3];
+      }
+    if (!is_last) {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
-        target.write(n, {sums[s][n][0], sums[s][n][1], sums[s][n][2], sums[s][n][3]});
+        totals[n * kProductThreads] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
+      return;
     }
+    const Target target(args_, strip_, token0_);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      target.write(n, {sums[n][0], sums[n][1], sums[n][2], sums[n][3]});
   }
 
   /// The sums of all slices of a unit, its nth: every block adds up a share of the quads. That of
   /// the next unit but one overwrites them, when all have come to the next and so left this one.
-  __device__ void meet(int nth, int unit, const TileSums<kTiles> (&sums)[kStrips]) const {
-    constexpr int kQuads = Memory::kQuads;
+  __device__ void meet(int nth, int unit, const TileSums<kTiles>& sums) const {
     const int ranks = meeting_.ranks;
     const auto sums_of = [&](int rank) {
       const int block = static_cast<int>(blockIdx.x) - walk_.rank + rank;
       return meeting_.sums +
-             (std::int64_t{nth % 2} * gridDim.x + block) * (kQuads * kProductThreads) + thread();
+             (std::int64_t{nth % 2} * gridDim.x + block) * (kTiles * kProductThreads) + thread();
     };
     float4* own = sums_of(walk_.rank);
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q) {
-      const float(&v)[4] = sums[q / kTiles][q % kTiles];
-      __stcg(own + q * kProductThreads, {v[0], v[1], v[2], v[3]});
-    }
+    for (int n = 0; n < kTiles; ++n)
+      __stcg(own + n * kProductThreads, {sums[n][0], sums[n][1], sums[n][2], sums[n][3]});
     named_sync(1, kProductThreads);
     if (thread() == 0) {
       __threadfence();
@@ -366,16 +323,17 @@ class Multiplier {
       }
     }
     named_sync(1, kProductThreads);
-    const int end = (walk_.rank + 1) * kQuads / ranks;
+    const Target target(args_, strip_, token0_);
+    const int end = (walk_.rank + 1) * kTiles / ranks;
 #pragma unroll 1
-    for (int q = walk_.rank * kQuads / ranks; q < end; ++q) {
-      float4 total = __ldcg(sums_of(0) + q * kProductThreads);
+    for (int n = walk_.rank * kTiles / ranks; n < end; ++n) {
+      float4 total = __ldcg(sums_of(0) + n * kProductThreads);
 #pragma unroll 4
       for (int rank = 1; rank < ranks; ++rank) {
-        const float4 next = __ldcg(sums_of(rank) + q * kProductThreads);
+        const float4 next = __ldcg(sums_of(rank) + n * kProductThreads);
         total = {total.x + next.x, total.y + next.y, total.z + next.z, total.w + next.w};
       }
-      Target(args_, nth_strip(q / kTiles), token0_).write(q % kTiles, total);
+      target.write(n, total);
     }
   }
 
@@ -385,23 +343,26 @@ class Multiplier {
   const Walk<kTokens> walk_;
   Walk<kTokens> fetched_;      // the unit whose weights are asked for
   int fetched_block_ = 0;      // the next block of it
-  TileStrip source_;           // the warp's first strip of it
+  TileStrip source_;           // the warp's strip of it
   StripCopier<kKind> copier_;  // from there
   int next_out_ = 0;           // slot; the next to be filled is the same
   int nth_block_ = 0;          // of all that this block multiplies
   int nth_fetched_ = -1;
-  TileStrip strip_;  // the warp's first of the unit
+  TileStrip strip_;  // the warp's of the unit
   int token0_ = 0;
   const std::uint64_t operands_;  // describes the first stage
   RingPosition ring_;
 };
 
-template <LinearKind kKind, int kTokens, int kStrips>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kGroups>
+inline constexpr int kThreads = kCopyThreads + kProductThreads<kGroups>;
+
+template <LinearKind kKind, int kTokens, int kGroups>
+__global__ void __launch_bounds__(kThreads<kGroups>, 1)
     narrow_kernel(const __grid_constant__ LinearTiles args, const __grid_constant__ Meeting meeting,
                   const char* blobs) {
   extern __shared__ char memory[];
-  using Memory = Shared<kKind, kTokens, kStrips>;
+  using Memory = Shared<kKind, kTokens, kGroups>;
   let_next_start();
   const Memory shared(memory);
   if (threadIdx.x == 0) {
@@ -412,14 +373,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x < kCopyThreads) {
-    lower_registers<kCopyRegisters>();
+    lower_registers<kCopyRegisters<kGroups>>();
     wait_for_previous();
     if (threadIdx.x == 0)
       copy_inputs<Memory, kTokens>(blobs, args, Walk<kTokens>(args, meeting.ranks),
-                                   kRowsPerStrip * kStrips, shared);
+                                   kGroupRows * kGroups, shared);
   } else {
-    raise_registers<kProductRegisters>();
-    Multiplier<kKind, kTokens, kStrips>(args, meeting, shared).run();
+    raise_registers<kProductRegisters<kGroups>>();
+    Multiplier<kKind, kTokens, kGroups>(args, meeting, shared).run();
   }
 }
 
@@ -434,21 +395,21 @@ struct Layout {
     sums_at = std::int64_t{args.groups} * ceil_div(args.cols, kLinearBlock) * token_tiles *
               InputBlob<kTokens, kParts>::kBytes;
     arrivals_at = sums_at + 2 * multiprocessors() * kMostBlockBytes;
-    bytes = arrivals_at + std::int64_t{4} * row_tiles(args, kRowsPerStrip) * token_tiles;
+    bytes = arrivals_at + std::int64_t{4} * row_tiles(args, 2 * kGroupRows) * token_tiles;
   }
 };
 
-template <LinearKind kKind, int kTokens, int kStrips>
+template <LinearKind kKind, int kTokens, int kGroups>
 void launch_narrow(LinearTiles args, int ranks, const LinearScratch& scratch, cudaStream_t stream) {
-  const auto kernel = narrow_kernel<kKind, kTokens, kStrips>;
-  using Memory = Shared<kKind, kTokens, kStrips>;
+  const auto kernel = narrow_kernel<kKind, kTokens, kGroups>;
+  using Memory = Shared<kKind, kTokens, kGroups>;
   static const bool allowed = (allow_shared(kernel, Memory::kBytes), true);
   (void)allowed;
   args.tiles = 0;
   for (int i = 0; i < args.count; ++i) {
     args.products[i].first_tile = args.tiles;
     args.tiles +=
-        args.groups * ceil_div(args.products[i].w.rows / args.groups, kRowsPerStrip * kStrips);
+        args.groups * ceil_div(args.products[i].w.rows / args.groups, kGroupRows * kGroups);
   }
   const Layout<kTokens, kParts<kKind>> layout(args);
   auto* blobs = static_cast<char*>(scratch.memory);
@@ -463,19 +424,20 @@ void launch_narrow(LinearTiles args, int ranks, const LinearScratch& scratch, cu
          stream, args, blobs, meeting.arrivals, ranks > 1 ? units : 0);
   // One block fits a multiprocessor; those that wait for each other are all there.
   const int groups = std::min(units, multiprocessors() / ranks);
-  launch(
-      kernel,
-      {.grid = static_cast<unsigned>(groups * ranks), .block = kThreads, .shared = Memory::kBytes},
-      stream, args, meeting, blobs);
+  launch(kernel,
+         {.grid = static_cast<unsigned>(groups * ranks),
+          .block = kThreads<kGroups>,
+          .shared = Memory::kBytes},
+         stream, args, meeting, blobs);
 }
 
 template <LinearKind kKind, int kTokens>
 void cut_and_launch(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
   const NarrowCut cut = narrow_cut(args, kTokens, multiprocessors());
-  if (cut.strips == 2)
-    launch_narrow<kKind, kTokens, 2>(args, cut.ranks, scratch, stream);
+  if (cut.groups == 4)
+    launch_narrow<kKind, kTokens, 4>(args, cut.ranks, scratch, stream);
   else
-    launch_narrow<kKind, kTokens, 1>(args, cut.ranks, scratch, stream);
+    launch_narrow<kKind, kTokens, 2>(args, cut.ranks, scratch, stream);
 }
 
 template <LinearKind kKind>
