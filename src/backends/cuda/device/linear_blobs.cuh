@@ -83,13 +83,13 @@ __device__ inline float4 load_inputs(const LinearTiles& args, int group, int tok
 
 inline constexpr int kSplitWarps = 8;
 
-/// What a kernel of kSplitWarps warps does, whose grid is [blocks of columns, tiles of tokens,
-/// groups].
+/// What a kernel of kSplitWarps warps does for a group, whose grid is [blocks of columns, tiles of
+/// tokens, …].
 template <LinearKind kKind, int kTokens>
-__device__ void split_all(const LinearTiles& args, char* blobs) {
+__device__ void split_all(const LinearTiles& args, int group, char* blobs) {
   using Blob = InputBlob<kTokens, kParts<kKind>>;
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-  const int token_tile = static_cast<int>(blockIdx.y), group = static_cast<int>(blockIdx.z);
+  const int token_tile = static_cast<int>(blockIdx.y);
   char* blob = blobs + Blob::offset(token_tile, group, args.groups, block, blocks);
   const int column = block * kLinearBlock + 4 * lane_id();
   constexpr int kAtOnce = 4;

@@ -69,8 +69,22 @@ struct Shared {
 /// Where blocks that share a tile meet.
 struct Meeting {
   int ranks = 1;                      // blocks that share a tile, one per slice
-  float4* sums = nullptr;             // [2][blocks of the grid][quads][product threads]
+  float4* sums = nullptr;             // [2][blocks][quads][product threads]
   std::uint32_t* arrivals = nullptr;  // [units]; zeros at first
+};
+
+/// The products of one kind, by blocks of their own.
+struct Part {
+  LinearTiles args;
+  Meeting meeting;
+  char* blobs = nullptr;
+  int first_block = 0, blocks = 0;
+
+  __device__ int block() const { return static_cast<int>(blockIdx.x) - first_block; }
+};
+struct Parts {
+  int count = 0;
+  Part part[kMostNarrowParts] = {};
 };
 
 /// What a block works on: units of a tile of rows and a tile of tokens, one slice of the columns of
@@ -83,11 +97,13 @@ struct Walk {
 
   int rank;  // among the blocks that share units
 
-  __device__ Walk(const LinearTiles& args, int ranks)
-      : unit(static_cast<int>(blockIdx.x) / ranks),
-        step(static_cast<int>(gridDim.x) / ranks),
-        token_tiles((args.tokens + kTokens - 1) / kTokens),
-        rank(static_cast<int>(blockIdx.x) % ranks) {
+  __device__ explicit Walk(const Part& part)
+      : unit(part.block() / part.meeting.ranks),
+        step(part.blocks / part.meeting.ranks),
+        token_tiles((part.args.tokens + kTokens - 1) / kTokens),
+        rank(part.block() % part.meeting.ranks) {
+    const LinearTiles& args = part.args;
+    const int ranks = part.meeting.ranks;
     units = args.tiles * token_tiles;
     const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
     first_block = ranks == 1 ? 0 : rank * kSliceBlocks;
@@ -97,8 +113,10 @@ struct Walk {
 
 /// One thread: half blobs to stages as they fall empty.
 template <class Memory, int kTokens>
-__device__ void copy_inputs(const char* blobs, const LinearTiles& args, const Walk<kTokens>& walk,
-                            int rows_of_tile, const Memory& shared) {
+__device__ void copy_inputs(const Part& part, int rows_of_tile, const Memory& shared) {
+  const LinearTiles& args = part.args;
+  const Walk<kTokens> walk(part);
+  const char* blobs = part.blobs;
   using Blob = typename Memory::Blob;
   const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
   RingPosition ring;

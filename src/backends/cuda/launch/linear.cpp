@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // linears: sorts the products of a launch by kind of weight and picks the kernel by tokens.
 #include <algorithm>
+#include <array>
+#include <span>
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/launch/linear_stream.h"
@@ -83,7 +85,7 @@ LinearStream as_stream(const LinearsArgs& args) {
 }
 
 LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
-  LinearTiles some{inputs_of(args)};
+  LinearTiles some{inputs_of(args), kind};
   for (int i = 0; i < args.count; ++i) {
     const Product& product = args.products[i];
     if (kind_of(product) != kind) continue;
@@ -147,21 +149,20 @@ std::string describe_linears() {
 
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
   if (args.tokens == 0 || args.count == 0) return;
-  LinearTiles tiles[kLinearKinds];
-  std::int64_t wanted = 0;
+  std::array<LinearTiles, kLinearKinds> tiles;
+  std::size_t kinds = 0;
   const LinearStream all = as_stream(args);
   const bool reads_twice = all.is_large && all.part[0].kind != LinearKind::kFp8Rounded;
   const bool few = args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens),
              many = args.tokens >= kManyTokens;
-  for (int i = 0; i < kLinearKinds; ++i) {
-    tiles[i] = as_tiles(args, kKinds[i]);
-    wanted = std::max(wanted, many ? tile_scratch_bytes(tiles[i].cols, args.groups)
-                                   : narrow_scratch_bytes(tiles[i]));
-  }
+  for (const LinearKind kind : kKinds)
+    if (const LinearTiles some = as_tiles(args, kind); some.count > 0) tiles[kinds++] = some;
+  const std::span<const LinearTiles> of_kinds(tiles.data(), kinds);
+  const std::int64_t wanted =
+      many ? tile_scratch_bytes(tiles[0].cols, args.groups) : narrow_scratch_bytes(of_kinds);
   if (few || scratch.bytes < wanted) return stream_linears(all, stream);
-  for (int i = 0; i < kLinearKinds; ++i)
-    if (tiles[i].count > 0)
-      (many ? multiply_tiles : multiply_narrow)(kKinds[i], tiles[i], scratch, stream);
+  if (!many) return multiply_narrow(of_kinds, scratch, stream);
+  for (const LinearTiles& some : of_kinds) multiply_tiles(some, scratch, stream);
 }
 
 }  // namespace quatrain::cuda

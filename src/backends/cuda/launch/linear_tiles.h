@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "backends/cuda/launch/linear.h"
 
@@ -22,19 +23,20 @@ struct TiledProduct {
 };
 
 struct LinearTiles : LinearInputs {
+  LinearKind kind = LinearKind::kBf16;
   int tiles = 0;
   int count = 0;
   TiledProduct products[kMaxProducts] = {};
 };
 
-/// The scratch has room for narrow_scratch_bytes(). Cuts the products into tiles of its own.
-void multiply_narrow(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
+/// Products of several kinds and one input; two kinds share a launch. The scratch has room for
+/// narrow_scratch_bytes(). Cuts the products into tiles of its own.
+void multiply_narrow(std::span<const LinearTiles> kinds, const LinearScratch& scratch,
                      cudaStream_t stream);
-std::int64_t narrow_scratch_bytes(const LinearTiles& args);
+std::int64_t narrow_scratch_bytes(std::span<const LinearTiles> kinds);
 
 /// The scratch has room for one tile of tokens at least.
-void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
-                    cudaStream_t stream);
+void multiply_tiles(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream);
 /// Scratch for the split inputs of one tile of tokens.
 std::int64_t tile_scratch_bytes(int cols, int groups);
 

@@ -14,6 +14,7 @@
 // Limits: with FP8 weights and 64 tokens the instructions that decode them, and tensor cores where
 // inputs have two parts; memory with BF16 weights or fewer tokens.
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "backends/cuda/device/acquire.cuh"
@@ -32,16 +33,23 @@ namespace {
 
 using namespace narrow;
 
-template <LinearKind kKind, int kTokens>
+/// The grid is [blocks of columns, tiles of tokens, parts · groups].
+template <int kTokens>
 __global__ void __launch_bounds__(kSplitWarps* kWarp)
-    split_kernel(const __grid_constant__ LinearTiles args, char* blobs, std::uint32_t* arrivals,
-                 int units) {
+    split_kernel(const __grid_constant__ Parts parts) {
   wait_for_previous();
   let_next_start();  // which then takes no room from what this kernel waited for
-  if (blockIdx.x + blockIdx.y + blockIdx.z == 0)
+  const int groups = parts.part[0].args.groups;
+  const Part& part = parts.part[static_cast<int>(blockIdx.z) / groups];
+  const int group = static_cast<int>(blockIdx.z) % groups;
+  if (blockIdx.x + blockIdx.y + static_cast<unsigned>(group) == 0 && part.meeting.ranks > 1) {
+    const int units = part.args.tiles * static_cast<int>(gridDim.y);
     for (int i = static_cast<int>(threadIdx.x); i < units; i += kSplitWarps * kWarp)
-      arrivals[i] = 0;
-  split_all<kKind, kTokens>(args, blobs);
+      part.meeting.arrivals[i] = 0;
+  }
+  with_kind(part.args.kind, [&](auto kind) {
+    split_all<decltype(kind)::value, kTokens>(part.args, group, part.blobs);
+  });
 }
 
 /// The warps that multiply. Members are what the phases of a warp share.
@@ -52,13 +60,14 @@ class Multiplier {
   static constexpr int kProductThreads = Memory::kProductThreads;
   static constexpr int kTiles = kTokens / 8;
 
-  __device__ Multiplier(const LinearTiles& args, const Meeting& meeting, const Memory& shared)
-      : args_(args),
-        meeting_(meeting),
+  __device__ Multiplier(const Part& part, const Memory& shared)
+      : part_(part),
+        args_(part.args),
+        meeting_(part.meeting),
         shared_(shared),
-        walk_(args, meeting.ranks),
+        walk_(part),
         fetched_(walk_),
-        copier_(args.products[0].w, 0, 0, 0),
+        copier_(part.args.products[0].w, 0, 0, 0),
         operands_(swizzled_operand(shared_address(shared.stages))) {}
 
   __device__ void run() {
@@ -307,9 +316,9 @@ class Multiplier {
   __device__ void meet(int nth, int unit, const TileSums<kTiles>& sums) const {
     const int ranks = meeting_.ranks;
     const auto sums_of = [&](int rank) {
-      const int block = static_cast<int>(blockIdx.x) - walk_.rank + rank;
+      const int block = part_.block() - walk_.rank + rank;
       return meeting_.sums +
-             (std::int64_t{nth % 2} * gridDim.x + block) * (kTiles * kProductThreads) + thread();
+             (std::int64_t{nth % 2} * part_.blocks + block) * (kTiles * kProductThreads) + thread();
     };
     float4* own = sums_of(walk_.rank);
 #pragma unroll
@@ -337,6 +346,7 @@ class Multiplier {
     }
   }
 
+  const Part& part_;
   const LinearTiles& args_;
   const Meeting& meeting_;
   const Memory& shared_;
@@ -358,12 +368,8 @@ template <int kGroups>
 inline constexpr int kThreads = kCopyThreads + kProductThreads<kGroups>;
 
 template <LinearKind kKind, int kTokens, int kGroups>
-__global__ void __launch_bounds__(kThreads<kGroups>, 1)
-    narrow_kernel(const __grid_constant__ LinearTiles args, const __grid_constant__ Meeting meeting,
-                  const char* blobs) {
-  extern __shared__ char memory[];
+__device__ void multiply_part(const Part& part, char* memory) {
   using Memory = Shared<kKind, kTokens, kGroups>;
-  let_next_start();
   const Memory shared(memory);
   if (threadIdx.x == 0) {
     for (int s = 0; s < Memory::kStages; ++s) {
@@ -375,17 +381,27 @@ __global__ void __launch_bounds__(kThreads<kGroups>, 1)
   if (threadIdx.x < kCopyThreads) {
     lower_registers<kCopyRegisters<kGroups>>();
     wait_for_previous();
-    if (threadIdx.x == 0)
-      copy_inputs<Memory, kTokens>(blobs, args, Walk<kTokens>(args, meeting.ranks),
-                                   kGroupRows * kGroups, shared);
+    if (threadIdx.x == 0) copy_inputs<Memory, kTokens>(part, kGroupRows * kGroups, shared);
   } else {
     raise_registers<kProductRegisters<kGroups>>();
-    Multiplier<kKind, kTokens, kGroups>(args, meeting, shared).run();
+    Multiplier<kKind, kTokens, kGroups>(part, shared).run();
   }
 }
 
-/// Of the scratch: inputs, sums of blocks that share tiles, arrivals.
-template <int kTokens, int kParts>
+template <int kTokens, int kGroups>
+__global__ void __launch_bounds__(kThreads<kGroups>, 1)
+    narrow_kernel(const __grid_constant__ Parts parts) {
+  extern __shared__ char memory[];
+  let_next_start();
+  int p = 0;
+  while (p + 1 < parts.count && static_cast<int>(blockIdx.x) >= parts.part[p + 1].first_block) ++p;
+  with_kind(parts.part[p].args.kind, [&](auto kind) {
+    multiply_part<decltype(kind)::value, kTokens, kGroups>(parts.part[p], memory);
+  });
+}
+
+/// Of a kind's scratch: inputs, sums of blocks that share tiles, arrivals.
+template <int kTokens>
 struct Layout {
   static constexpr std::int64_t kMostBlockBytes = std::int64_t{256} * kTokens * 4;
   std::int64_t sums_at, arrivals_at, bytes;
@@ -393,81 +409,93 @@ struct Layout {
   explicit Layout(const LinearTiles& args) {
     const int token_tiles = ceil_div(args.tokens, kTokens);
     sums_at = std::int64_t{args.groups} * ceil_div(args.cols, kLinearBlock) * token_tiles *
-              InputBlob<kTokens, kParts>::kBytes;
+              InputBlob<kTokens, 2>::kBytes;
     arrivals_at = sums_at + 2 * multiprocessors() * kMostBlockBytes;
-    bytes = arrivals_at + std::int64_t{4} * row_tiles(args, 2 * kGroupRows) * token_tiles;
+    const std::int64_t end =
+        arrivals_at + std::int64_t{4} * row_tiles(args, 2 * kGroupRows) * token_tiles;
+    bytes = (end + 1023) / 1024 * 1024;
   }
 };
 
-template <LinearKind kKind, int kTokens, int kGroups>
-void launch_narrow(LinearTiles args, int ranks, const LinearScratch& scratch, cudaStream_t stream) {
-  const auto kernel = narrow_kernel<kKind, kTokens, kGroups>;
-  using Memory = Shared<kKind, kTokens, kGroups>;
-  static const bool allowed = (allow_shared(kernel, Memory::kBytes), true);
-  (void)allowed;
-  args.tiles = 0;
-  for (int i = 0; i < args.count; ++i) {
-    args.products[i].first_tile = args.tiles;
-    args.tiles +=
-        args.groups * ceil_div(args.products[i].w.rows / args.groups, kGroupRows * kGroups);
+template <int kTokens, int kGroups>
+void launch_parts(std::span<const LinearTiles> kinds, const NarrowCut& cut,
+                  const LinearScratch& scratch, cudaStream_t stream) {
+  const auto kernel = narrow_kernel<kTokens, kGroups>;
+  static const std::size_t most_shared = [&] {
+    std::size_t most = 0;
+    for (const LinearKind one : {LinearKind::kFp8, LinearKind::kFp8Rounded, LinearKind::kBf16,
+                                 LinearKind::kNvfp4, LinearKind::kMxfp4})
+      with_kind(one, [&](auto kind) {
+        most = std::max(most, Shared<decltype(kind)::value, kTokens, kGroups>::kBytes);
+      });
+    allow_shared(kernel, most);
+    return most;
+  }();
+  Parts parts;
+  auto* memory = static_cast<char*>(scratch.memory);
+  int blocks = 0;
+  for (const LinearTiles& args : kinds) {
+    const int ranks = cut.ranks[parts.count];
+    Part& part = parts.part[parts.count];
+    part = {.args = args,
+            .meeting = {.ranks = ranks},
+            .blobs = memory,
+            .first_block = blocks,
+            .blocks = cut.blocks[parts.count]};
+    part.args.tiles = 0;
+    for (int i = 0; i < args.count; ++i) {
+      part.args.products[i].first_tile = part.args.tiles;
+      part.args.tiles +=
+          args.groups * ceil_div(args.products[i].w.rows / args.groups, kGroupRows * kGroups);
+    }
+    const Layout<kTokens> layout(args);
+    part.meeting.sums = reinterpret_cast<float4*>(memory + layout.sums_at);
+    part.meeting.arrivals = reinterpret_cast<std::uint32_t*>(memory + layout.arrivals_at);
+    memory += layout.bytes;
+    blocks += part.blocks;
+    ++parts.count;
   }
-  const Layout<kTokens, kParts<kKind>> layout(args);
-  auto* blobs = static_cast<char*>(scratch.memory);
-  const Meeting meeting{.ranks = ranks,
-                        .sums = reinterpret_cast<float4*>(blobs + layout.sums_at),
-                        .arrivals = reinterpret_cast<std::uint32_t*>(blobs + layout.arrivals_at)};
-  const int token_tiles = ceil_div(args.tokens, kTokens), units = args.tiles * token_tiles;
-  launch(split_kernel<kKind, kTokens>,
-         {.grid = dim3(static_cast<unsigned>(ceil_div(args.cols, kLinearBlock)),
-                       static_cast<unsigned>(token_tiles), static_cast<unsigned>(args.groups)),
+  const LinearTiles& first = kinds[0];
+  launch(split_kernel<kTokens>,
+         {.grid = dim3(static_cast<unsigned>(ceil_div(first.cols, kLinearBlock)),
+                       static_cast<unsigned>(ceil_div(first.tokens, kTokens)),
+                       static_cast<unsigned>(parts.count * first.groups)),
           .block = kSplitWarps * kWarp},
-         stream, args, blobs, meeting.arrivals, ranks > 1 ? units : 0);
+         stream, parts);
   // One block fits a multiprocessor; those that wait for each other are all there.
-  const int groups = std::min(units, multiprocessors() / ranks);
   launch(kernel,
-         {.grid = static_cast<unsigned>(groups * ranks),
-          .block = kThreads<kGroups>,
-          .shared = Memory::kBytes},
-         stream, args, meeting, blobs);
+         {.grid = static_cast<unsigned>(blocks), .block = kThreads<kGroups>, .shared = most_shared},
+         stream, parts);
 }
 
-template <LinearKind kKind, int kTokens>
-void cut_and_launch(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
-  const NarrowCut cut = narrow_cut(args, kTokens, multiprocessors());
-  if (cut.groups == 4)
-    launch_narrow<kKind, kTokens, 4>(args, cut.ranks, scratch, stream);
-  else
-    launch_narrow<kKind, kTokens, 2>(args, cut.ranks, scratch, stream);
-}
-
-template <LinearKind kKind>
-void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
-  if (args.tokens > 32)
-    cut_and_launch<kKind, 64>(args, scratch, stream);
-  else
-    cut_and_launch<kKind, 32>(args, scratch, stream);
+template <int kTokens>
+void launch_kinds(std::span<const LinearTiles> kinds, const LinearScratch& scratch,
+                  cudaStream_t stream) {
+  for (std::size_t k = 0; k < kinds.size(); k += kMostNarrowParts) {
+    const auto some = kinds.subspan(k, std::min<std::size_t>(kMostNarrowParts, kinds.size() - k));
+    const NarrowCut cut = narrow_cut(some, kTokens, multiprocessors());
+    if (cut.groups == 4)
+      launch_parts<kTokens, 4>(some, cut, scratch, stream);
+    else
+      launch_parts<kTokens, 2>(some, cut, scratch, stream);
+  }
 }
 
 }  // namespace
 
-std::int64_t narrow_scratch_bytes(const LinearTiles& args) {
-  return args.tokens > 32 ? Layout<64, 2>(args).bytes : Layout<32, 2>(args).bytes;
+std::int64_t narrow_scratch_bytes(std::span<const LinearTiles> kinds) {
+  std::int64_t bytes = 0;
+  for (const LinearTiles& args : kinds)
+    bytes += args.tokens > 32 ? Layout<64>(args).bytes : Layout<32>(args).bytes;
+  return bytes;
 }
 
-void multiply_narrow(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
+void multiply_narrow(std::span<const LinearTiles> kinds, const LinearScratch& scratch,
                      cudaStream_t stream) {
-  switch (kind) {
-    case LinearKind::kBf16:
-      return launch_kind<LinearKind::kBf16>(args, scratch, stream);
-    case LinearKind::kFp8:
-      return launch_kind<LinearKind::kFp8>(args, scratch, stream);
-    case LinearKind::kFp8Rounded:
-      return launch_kind<LinearKind::kFp8Rounded>(args, scratch, stream);
-    case LinearKind::kNvfp4:
-      return launch_kind<LinearKind::kNvfp4>(args, scratch, stream);
-    case LinearKind::kMxfp4:
-      return launch_kind<LinearKind::kMxfp4>(args, scratch, stream);
-  }
+  if (kinds[0].tokens > 32)
+    launch_kinds<64>(kinds, scratch, stream);
+  else
+    launch_kinds<32>(kinds, scratch, stream);
 }
 
 }  // namespace quatrain::cuda

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kSplitWarps* kWarp)
     split_kernel(const __grid_constant__ LinearTiles args, char* blobs) {
   let_next_start();
   wait_for_previous();
-  split_all<kKind, kTokens>(args, blobs);
+  split_all<kKind, kTokens>(args, static_cast<int>(blockIdx.z), blobs);
 }
 
 /// The tiles of a block, those of one tile of tokens before those of the next.
@@ -282,20 +282,9 @@ std::int64_t tile_scratch_bytes(int cols, int groups) {
   return std::int64_t{groups} * ceil_div(cols, kLinearBlock) * InputBlob<kTokens, 2>::kBytes;
 }
 
-void multiply_tiles(LinearKind kind, const LinearTiles& args, const LinearScratch& scratch,
-                    cudaStream_t stream) {
-  switch (kind) {
-    case LinearKind::kBf16:
-      return launch_kind<LinearKind::kBf16>(args, scratch, stream);
-    case LinearKind::kFp8:
-      return launch_kind<LinearKind::kFp8>(args, scratch, stream);
-    case LinearKind::kFp8Rounded:
-      return launch_kind<LinearKind::kFp8Rounded>(args, scratch, stream);
-    case LinearKind::kNvfp4:
-      return launch_kind<LinearKind::kNvfp4>(args, scratch, stream);
-    case LinearKind::kMxfp4:
-      return launch_kind<LinearKind::kMxfp4>(args, scratch, stream);
-  }
+void multiply_tiles(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
+  with_kind(args.kind,
+            [&](auto kind) { launch_kind<decltype(kind)::value>(args, scratch, stream); });
 }
 
 }  // namespace quatrain::cuda
