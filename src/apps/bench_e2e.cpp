@@ -105,7 +105,8 @@ void add_bench_e2e(CLI::App& bench) {
       "Numbers may be lists and ranges: 512,1024 or 128-1024*2 or 0-4096+1024. Sequences begin at "
       "a\n"
       "depth whose caches hold random numbers, so that deep contexts cost no prompt. Times are of\n"
-      "whole steps, logits read back included; tokenising and sampling are left out.");
+      "whole steps: of prompts with the last row's logits read back, of single tokens with the\n"
+      "backend taking the likeliest next one. Tokenising is left out.");
   flags->model.add_to(*verb);
   flags->model.add_synthetic_to(*verb);
   verb->add_option("-p,--n-prompt", flags->prompts, "Prompt tokens per sequence; 0 for none")

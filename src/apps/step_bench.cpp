@@ -70,6 +70,8 @@ StepBench::StepBench(ModelRunner& runner, Ops& ops) : runner_(runner), ops_(ops)
     tokens_[i] = static_cast<std::int32_t>(random_word(kSeed, static_cast<std::int64_t>(i)) %
                                            static_cast<std::uint64_t>(config.vocab_size));
   runner.cache().randomise(ops, kSeed);
+  for (std::int64_t slot = 0; slot < options.max_num_seqs; ++slot)
+    runner.set_sampling(slot, {.temperature = 0}, {});
 }
 
 std::vector<SequenceChunk> StepBench::chunks(std::int64_t position, std::int64_t count,
@@ -99,8 +101,11 @@ double StepBench::run_prompt(std::int64_t prompt, std::int64_t depth, std::int64
 
 double StepBench::run_output(std::int64_t output, std::int64_t depth, std::int64_t batch) {
   return seconds_of([&] {
-    for (std::int64_t i = 0; i < output; ++i)
-      runner_.step(chunks(depth + i, 1, batch, LogitRows::kLast));
+    for (std::int64_t i = 0; i < output; ++i) {
+      auto step = chunks(depth + i, 1, batch, LogitRows::kNone);
+      for (SequenceChunk& chunk : step) chunk.sample = true;
+      runner_.step(step);
+    }
   });
 }
 
