@@ -284,46 +284,52 @@ __device__ void publish(Shared& shared, const Sums& sums, int heads) {
   }
 }
 
-// out = the sums of all splits of this block's share of the heads; a warp takes 128 columns.
+// out = the sums of all splits of this block's share of the heads. A warp has a head at a time and
+// asks for all that it needs of the other blocks at once: they answer slowly.
 template <int kSplits>
 __device__ void combine(const AttendArgs& args, Shared& shared, int rank, int heads,
                         const float* sinks, float* out) {
   constexpr int kParts = kWidth / (4 * kWarp);
   auto cluster = cooperative_groups::this_cluster();
-  for (int i = warp_id(); i < (heads + kSplits - 1) / kSplits * kParts; i += kThreads / kWarp) {
-    const int row = rank + i / kParts * kSplits;
-    if (row >= heads) continue;
-    const int column = i % kParts * 4 * kWarp + 4 * lane_id();
+  for (int row = rank + warp_id() * kSplits; row < heads; row += latent::kWarps * kSplits) {
     float largest[kSplits], total[kSplits];
-    float best = sinks[row] * kLog2e;
+    float4 parts[kSplits][kParts];
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
       const Shared& split = *cluster.map_shared_rank(&shared, s);
       largest[s] = split.largest[0][row];
       total[s] = split.total[0][row];
-      best = fmaxf(best, largest[s]);
-    }
-    float4 parts[kSplits] = {};
 #pragma unroll
-    for (int s = 0; s < kSplits; ++s)
-      if (total[s] != 0)  // the split has keys
-        parts[s] = *reinterpret_cast<const float4*>(
-            &cluster.map_shared_rank(&shared, s)->out[row][column]);
+      for (int p = 0; p < kParts; ++p)
+        parts[s][p] =
+            *reinterpret_cast<const float4*>(&split.out[row][4 * (p * kWarp + lane_id())]);
+    }
+    float best = sinks[row] * kLog2e;
+#pragma unroll
+    for (int s = 0; s < kSplits; ++s) best = fmaxf(best, largest[s]);
     float divisor = exp2f(sinks[row] * kLog2e - best);
-    float4 sum = {0, 0, 0, 0};
+    float4 sum[kParts] = {};
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
       const float weight = exp2f(largest[s] - best);
       divisor = fmaf(weight, total[s], divisor);
-      sum.x = fmaf(weight, parts[s].x, sum.x);
-      sum.y = fmaf(weight, parts[s].y, sum.y);
-      sum.z = fmaf(weight, parts[s].z, sum.z);
-      sum.w = fmaf(weight, parts[s].w, sum.w);
+      if (total[s] == 0) continue;  // a split without keys has left no sums
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        sum[p].x = fmaf(weight, parts[s][p].x, sum[p].x);
+        sum[p].y = fmaf(weight, parts[s][p].y, sum[p].y);
+        sum[p].z = fmaf(weight, parts[s][p].z, sum[p].z);
+        sum[p].w = fmaf(weight, parts[s][p].w, sum[p].w);
+      }
     }
     const float factor = 1.0f / divisor;
-    const float2 low = turned(args, shared, column, sum.x * factor, sum.y * factor);
-    const float2 high = turned(args, shared, column + 2, sum.z * factor, sum.w * factor);
-    *reinterpret_cast<float4*>(out + row * kWidth + column) = {low.x, low.y, high.x, high.y};
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      const int column = 4 * (p * kWarp + lane_id());
+      const float2 low = turned(args, shared, column, sum[p].x * factor, sum[p].y * factor);
+      const float2 high = turned(args, shared, column + 2, sum[p].z * factor, sum[p].w * factor);
+      *reinterpret_cast<float4*>(out + row * kWidth + column) = {low.x, low.y, high.x, high.y};
+    }
   }
 }
 
