@@ -16,7 +16,6 @@
 
 #include <cstdint>
 #include <string>
-#include <type_traits>
 
 #include "backends/cuda/launch/matrix.h"
 
@@ -36,26 +35,6 @@ enum class LinearKind : std::uint8_t {
   kNvfp4,
   kMxfp4
 };
-
-/// Calls f(std::integral_constant<LinearKind, kind>()), of the host or the device as its caller is.
-#ifdef __CUDACC__
-#pragma nv_exec_check_disable
-#endif
-template <class F>
-QT_HOST_DEVICE inline void with_kind(LinearKind kind, const F& f) {
-  switch (kind) {
-    case LinearKind::kFp8:
-      return f(std::integral_constant<LinearKind, LinearKind::kFp8>());
-    case LinearKind::kFp8Rounded:
-      return f(std::integral_constant<LinearKind, LinearKind::kFp8Rounded>());
-    case LinearKind::kBf16:
-      return f(std::integral_constant<LinearKind, LinearKind::kBf16>());
-    case LinearKind::kNvfp4:
-      return f(std::integral_constant<LinearKind, LinearKind::kNvfp4>());
-    case LinearKind::kMxfp4:
-      return f(std::integral_constant<LinearKind, LinearKind::kMxfp4>());
-  }
-}
 
 struct Product {
   Matrix w;              // [rows, cols]

@@ -25,6 +25,7 @@
 #include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/linear_kinds.h"
 #include "backends/cuda/launch/linear_narrow.h"
 #include "backends/cuda/launch/linear_tiles.h"
 
@@ -34,7 +35,7 @@ namespace {
 using namespace narrow;
 
 /// The grid is [blocks of columns, tiles of tokens, parts · groups].
-template <int kTokens>
+template <int kTokens, LinearKind... kKinds>
 __global__ void __launch_bounds__(kSplitWarps* kWarp)
     split_kernel(const __grid_constant__ Parts parts) {
   wait_for_previous();
@@ -47,9 +48,9 @@ __global__ void __launch_bounds__(kSplitWarps* kWarp)
     for (int i = static_cast<int>(threadIdx.x); i < units; i += kSplitWarps * kWarp)
       part.meeting.arrivals[i] = 0;
   }
-  with_kind(part.args.kind, [&](auto kind) {
-    split_all<decltype(kind)::value, kTokens>(part.args, group, part.blobs);
-  });
+  (void)((part.args.kind == kKinds &&
+          (split_all<kKinds, kTokens>(part.args, group, part.blobs), true)) ||
+         ...);
 }
 
 /// The warps that multiply. Members are what the phases of a warp share.
@@ -62,17 +63,14 @@ class Multiplier {
 
   __device__ Multiplier(const Part& part, const Memory& shared)
       : part_(part),
-        args_(part.args),
-        meeting_(part.meeting),
         shared_(shared),
         walk_(part),
-        fetched_(walk_),
         copier_(part.args.products[0].w, 0, 0, 0),
         operands_(swizzled_operand(shared_address(shared.stages))) {}
 
   __device__ void run() {
     fetched_block_ = walk_.end_block;  // the first fetch finds the first unit
-    fetched_.unit -= fetched_.step;
+    fetched_unit_ = walk_.unit - walk_.step;
     fetch_first();
     wait_for_previous();
     int nth = 0;
@@ -84,7 +82,8 @@ class Multiplier {
       load_scales(walk_.first_block, scales);
       for (int block = walk_.first_block; block < walk_.end_block; ++block) {
         multiply(block, scales, sums);
-        if (meeting_.ranks > 1 || ((block + 1) % kSliceBlocks != 0 && block + 1 != walk_.end_block))
+        if (part_.meeting.ranks > 1 ||
+            ((block + 1) % kSliceBlocks != 0 && block + 1 != walk_.end_block))
           continue;
         add_slice(block / kSliceBlocks, sums);
 #pragma unroll
@@ -92,7 +91,7 @@ class Multiplier {
 #pragma unroll
           for (int i = 0; i < 4; ++i) sums[n][i] = 0;
       }
-      if (meeting_.ranks > 1) meet(nth, unit, sums);
+      if (part_.meeting.ranks > 1) meet(nth, unit, sums);
     }
   }
 
@@ -102,7 +101,7 @@ class Multiplier {
   __device__ static int thread() { return static_cast<int>(threadIdx.x) - kCopyThreads; }
   __device__ static int warp() { return warp_id() - kCopyThreads / kWarp; }
   __device__ TileStrip strip_of(int tile) const {
-    return strip_of_tile(args_, tile, kGroupRows * kGroups, warp() * kStripRows);
+    return strip_of_tile(part_.args, tile, kGroupRows * kGroups, warp() * kStripRows);
   }
   __device__ char* slot(int i) const {
     return shared_.ring + (warp() * Memory::kSlots + i) * Memory::kSlotBytes + lane_id() * 16;
@@ -146,32 +145,33 @@ class Multiplier {
       ++fetched_block_;
       return;
     }
-    fetched_.unit += fetched_.step;
+    fetched_unit_ += walk_.step;
     fetched_block_ = walk_.end_block;
-    if (fetched_.unit >= fetched_.units || walk_.first_block == walk_.end_block) return;
+    if (fetched_unit_ >= walk_.units || walk_.first_block == walk_.end_block) return;
     fetched_block_ = walk_.first_block;
-    source_ = strip_of(fetched_.unit / walk_.token_tiles);
-    copier_ = StripCopier<kKind>(args_.products[source_.product].w, source_.row, source_.end,
+    source_ = strip_of(fetched_unit_ / walk_.token_tiles);
+    copier_ = StripCopier<kKind>(part_.args.products[source_.product].w, source_.row, source_.end,
                                  fetched_block_);
   }
 
   /// Of the strip's first or last row, by one lane for all.
   __device__ void copy_scale() const {
-    const Matrix& w = args_.products[source_.product].w;
+    const Matrix& w = part_.args.products[source_.product].w;
     float* to = block_scales(nth_fetched_) + lane_id();
     if (w.format != WeightFormat::kFp8Block) {
       *to = 1;
       return;
     }
     const int row = min(source_.row + lane_id() * (kStripRows - 1), source_.end - 1);
-    const int columns = (args_.cols + kLinearBlock - 1) / kLinearBlock;
+    const int columns = (part_.args.cols + kLinearBlock - 1) / kLinearBlock;
     copy4(shared_address(to), static_cast<const float*>(w.scales) +
                                   std::int64_t{row / kLinearBlock} * columns + fetched_block_);
   }
 
   __device__ void load_scales(int block, Fp4Scales& scales) const {
     if constexpr (kIsFp4<kKind>)
-      StripReader<kKind>(args_.products[strip_.product].w, strip_, 0).load_scales(block, scales);
+      StripReader<kKind>(part_.args.products[strip_.product].w, strip_, 0)
+          .load_scales(block, scales);
   }
 
   /// Operands of half a block's products, from the ring.
@@ -288,7 +288,7 @@ class Multiplier {
 
   /// Sums of a slice and all before it, of a block alone. The last ones go to memory.
   __device__ void add_slice(int slice, TileSums<kTiles>& sums) const {
-    const bool is_last = slice + 1 == args_.slices;
+    const bool is_last = slice + 1 == part_.args.slices;
     float4* totals = shared_.totals + thread();
     if (slice > 0)
 #pragma unroll
@@ -305,7 +305,7 @@ class Multiplier {
         totals[n * kProductThreads] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
       return;
     }
-    const Target target(args_, strip_, token0_);
+    const Target target(part_.args, strip_, token0_);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
       target.write(n, {sums[n][0], sums[n][1], sums[n][2], sums[n][3]});
@@ -314,10 +314,10 @@ class Multiplier {
   /// The sums of all slices of a unit, its nth: every block adds up a share of the quads. That of
   /// the next unit but one overwrites them, when all have come to the next and so left this one.
   __device__ void meet(int nth, int unit, const TileSums<kTiles>& sums) const {
-    const int ranks = meeting_.ranks;
+    const int ranks = part_.meeting.ranks;
     const auto sums_of = [&](int rank) {
       const int block = part_.block() - walk_.rank + rank;
-      return meeting_.sums +
+      return part_.meeting.sums +
              (std::int64_t{nth % 2} * part_.blocks + block) * (kTiles * kProductThreads) + thread();
     };
     float4* own = sums_of(walk_.rank);
@@ -327,12 +327,12 @@ class Multiplier {
     named_sync(1, kProductThreads);
     if (thread() == 0) {
       __threadfence();
-      atomicAdd(meeting_.arrivals + unit, 1u);
-      while (load_acquire(meeting_.arrivals + unit) < static_cast<std::uint32_t>(ranks)) {
+      atomicAdd(part_.meeting.arrivals + unit, 1u);
+      while (load_acquire(part_.meeting.arrivals + unit) < static_cast<std::uint32_t>(ranks)) {
       }
     }
     named_sync(1, kProductThreads);
-    const Target target(args_, strip_, token0_);
+    const Target target(part_.args, strip_, token0_);
     const int end = (walk_.rank + 1) * kTiles / ranks;
 #pragma unroll 1
     for (int n = walk_.rank * kTiles / ranks; n < end; ++n) {
@@ -347,11 +347,9 @@ class Multiplier {
   }
 
   const Part& part_;
-  const LinearTiles& args_;
-  const Meeting& meeting_;
   const Memory& shared_;
   const Walk<kTokens> walk_;
-  Walk<kTokens> fetched_;      // the unit whose weights are asked for
+  int fetched_unit_ = 0;       // whose weights are asked for
   int fetched_block_ = 0;      // the next block of it
   TileStrip source_;           // the warp's strip of it
   StripCopier<kKind> copier_;  // from there
@@ -388,16 +386,18 @@ __device__ void multiply_part(const Part& part, char* memory) {
   }
 }
 
-template <int kTokens, int kGroups>
+template <int kTokens, int kGroups, LinearKind... kKinds>
 __global__ void __launch_bounds__(kThreads<kGroups>, 1)
     narrow_kernel(const __grid_constant__ Parts parts) {
   extern __shared__ char memory[];
   let_next_start();
   int p = 0;
   while (p + 1 < parts.count && static_cast<int>(blockIdx.x) >= parts.part[p + 1].first_block) ++p;
-  with_kind(parts.part[p].args.kind, [&](auto kind) {
-    multiply_part<decltype(kind)::value, kTokens, kGroups>(parts.part[p], memory);
-  });
+  const Part& part = parts.part[p];
+  // Nothing is left to do after the first that fits.
+  (void)((part.args.kind == kKinds &&
+          (multiply_part<kKinds, kTokens, kGroups>(part, memory), true)) ||
+         ...);
 }
 
 /// Of a kind's scratch: inputs, sums of blocks that share tiles, arrivals.
@@ -417,20 +417,13 @@ struct Layout {
   }
 };
 
-template <int kTokens, int kGroups>
+template <int kTokens, int kGroups, LinearKind... kKinds>
 void launch_parts(std::span<const LinearTiles> kinds, const NarrowCut& cut,
                   const LinearScratch& scratch, cudaStream_t stream) {
-  const auto kernel = narrow_kernel<kTokens, kGroups>;
-  static const std::size_t most_shared = [&] {
-    std::size_t most = 0;
-    for (const LinearKind one : {LinearKind::kFp8, LinearKind::kFp8Rounded, LinearKind::kBf16,
-                                 LinearKind::kNvfp4, LinearKind::kMxfp4})
-      with_kind(one, [&](auto kind) {
-        most = std::max(most, Shared<decltype(kind)::value, kTokens, kGroups>::kBytes);
-      });
-    allow_shared(kernel, most);
-    return most;
-  }();
+  const auto kernel = narrow_kernel<kTokens, kGroups, kKinds...>;
+  constexpr std::size_t kMostShared = std::max({Shared<kKinds, kTokens, kGroups>::kBytes...});
+  static const bool allowed = (allow_shared(kernel, kMostShared), true);
+  (void)allowed;
   Parts parts;
   auto* memory = static_cast<char*>(scratch.memory);
   int blocks = 0;
@@ -456,7 +449,7 @@ void launch_parts(std::span<const LinearTiles> kinds, const NarrowCut& cut,
     ++parts.count;
   }
   const LinearTiles& first = kinds[0];
-  launch(split_kernel<kTokens>,
+  launch(split_kernel<kTokens, kKinds...>,
          {.grid = dim3(static_cast<unsigned>(ceil_div(first.cols, kLinearBlock)),
                        static_cast<unsigned>(ceil_div(first.tokens, kTokens)),
                        static_cast<unsigned>(parts.count * first.groups)),
@@ -464,7 +457,7 @@ void launch_parts(std::span<const LinearTiles> kinds, const NarrowCut& cut,
          stream, parts);
   // One block fits a multiprocessor; those that wait for each other are all there.
   launch(kernel,
-         {.grid = static_cast<unsigned>(blocks), .block = kThreads<kGroups>, .shared = most_shared},
+         {.grid = static_cast<unsigned>(blocks), .block = kThreads<kGroups>, .shared = kMostShared},
          stream, parts);
 }
 
@@ -474,10 +467,11 @@ void launch_kinds(std::span<const LinearTiles> kinds, const LinearScratch& scrat
   for (std::size_t k = 0; k < kinds.size(); k += kMostNarrowParts) {
     const auto some = kinds.subspan(k, std::min<std::size_t>(kMostNarrowParts, kinds.size() - k));
     const NarrowCut cut = narrow_cut(some, kTokens, multiprocessors());
-    if (cut.groups == 4)
-      launch_parts<kTokens, 4>(some, cut, scratch, stream);
-    else
-      launch_parts<kTokens, 2>(some, cut, scratch, stream);
+    with_kinds(
+        some, [&]<LinearKind... kKinds>() {
+          cut.groups == 4 ? launch_parts<kTokens, 4, kKinds...>(some, cut, scratch, stream)
+                          : launch_parts<kTokens, 2, kKinds...>(some, cut, scratch, stream);
+        });
   }
 }
 

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <span>
 
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/cluster.cuh"
@@ -23,6 +24,7 @@
 #include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/linear_kinds.h"
 #include "backends/cuda/launch/linear_stream.h"
 
 namespace quatrain::cuda {
@@ -418,7 +420,8 @@ class Stream {
   int next_in_ = 0, next_out_ = 0;  // slots
 };
 
-template <int kTokens>
+/// Of launches whose parts are of these kinds.
+template <int kTokens, LinearKind... kKinds>
 __global__ void __launch_bounds__(kThreads, 1)
     stream_kernel(const __grid_constant__ LinearStream args) {
   extern __shared__ __align__(128) char memory[];
@@ -426,18 +429,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   int p = 0;
   while (p + 1 < args.parts && static_cast<int>(cluster_index()) >= args.part[p + 1].first_cluster)
     ++p;
-  switch (args.part[p].kind) {
-    case LinearKind::kBf16:
-      return Stream<LinearKind::kBf16, kTokens>(args, args.part[p], memory).run();
-    case LinearKind::kFp8:
-      return Stream<LinearKind::kFp8, kTokens>(args, args.part[p], memory).run();
-    case LinearKind::kFp8Rounded:
-      return Stream<LinearKind::kFp8Rounded, kTokens>(args, args.part[p], memory).run();
-    case LinearKind::kNvfp4:
-      return Stream<LinearKind::kNvfp4, kTokens>(args, args.part[p], memory).run();
-    case LinearKind::kMxfp4:
-      return Stream<LinearKind::kMxfp4, kTokens>(args, args.part[p], memory).run();
-  }
+  const StreamPart& part = args.part[p];
+  // Nothing is left to do after the first that fits.
+  (void)((part.kind == kKinds && (Stream<kKinds, kTokens>(args, part, memory).run(), true)) || ...);
 }
 
 // ---- host ----
@@ -453,10 +447,10 @@ constexpr bool fits_always() {
 }
 
 /// kParts: the most that the inputs of a part of the launch have.
-template <int kTokens, int kParts>
+template <int kTokens, int kParts, LinearKind... kKinds>
 void launch_stream(LinearStream args, cudaStream_t stream) {
   static_assert(kTokens > 8 || fits_always<Cut<kTokens, kParts>>());
-  const auto kernel = stream_kernel<kTokens>;
+  const auto kernel = stream_kernel<kTokens, kKinds...>;
   const Cut<kTokens, kParts> cut(args.slices, args.is_large);
   args.slices_per_block = cut.slices_per_block;
   args.held_slices = cut.held_slices;
@@ -493,16 +487,25 @@ void stream_linears(const LinearStream& args, cudaStream_t stream) {
   for (int p = 0; p < args.parts; ++p)
     rounded += args.part[p].kind == LinearKind::kFp8Rounded ? 1 : 0;
   const bool all_rounded = rounded == args.parts;
-  // Inputs of two parts alone are read twice for 16 tokens, rather than have half of the shared
-  // memory.
-  const bool fits = all_rounded ? Cut<16, 1>(args.slices, args.is_large).fits()
-                                : Cut<16, 2>(args.slices, args.is_large).fits();
-  if (args.tokens > 8 && rounded > 0 && fits)
-    all_rounded ? launch_stream<16, 1>(args, stream) : launch_stream<16, 2>(args, stream);
-  else if (args.tokens > 4)
-    all_rounded ? launch_stream<8, 1>(args, stream) : launch_stream<8, 2>(args, stream);
-  else
-    all_rounded ? launch_stream<4, 1>(args, stream) : launch_stream<4, 2>(args, stream);
+  const std::span<const StreamPart> parts(args.part, static_cast<std::size_t>(args.parts));
+  with_kinds(
+      parts, [&]<LinearKind... kKinds>() {
+        constexpr bool kHasRounded = ((kKinds == LinearKind::kFp8Rounded) || ...);
+        // Inputs of two parts alone are read twice for 16 tokens, rather than have half of the
+        // shared memory.
+        if constexpr (kHasRounded) {
+          const bool fits = all_rounded ? Cut<16, 1>(args.slices, args.is_large).fits()
+                                        : Cut<16, 2>(args.slices, args.is_large).fits();
+          if (args.tokens > 8 && rounded > 0 && fits)
+            return all_rounded ? launch_stream<16, 1, kKinds...>(args, stream)
+                               : launch_stream<16, 2, kKinds...>(args, stream);
+          if (all_rounded)
+            return args.tokens > 4 ? launch_stream<8, 1, kKinds...>(args, stream)
+                                   : launch_stream<4, 1, kKinds...>(args, stream);
+        }
+        args.tokens > 4 ? launch_stream<8, 2, kKinds...>(args, stream)
+                        : launch_stream<4, 2, kKinds...>(args, stream);
+      });
 }
 
 }  // namespace quatrain::cuda

@@ -19,6 +19,7 @@
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/linear_kinds.h"
 #include "backends/cuda/launch/linear_tiles.h"
 
 namespace quatrain::cuda {
@@ -283,8 +284,7 @@ std::int64_t tile_scratch_bytes(int cols, int groups) {
 }
 
 void multiply_tiles(const LinearTiles& args, const LinearScratch& scratch, cudaStream_t stream) {
-  with_kind(args.kind,
-            [&](auto kind) { launch_kind<decltype(kind)::value>(args, scratch, stream); });
+  with_kind(args.kind, [&]<LinearKind kKind>() { launch_kind<kKind>(args, scratch, stream); });
 }
 
 }  // namespace quatrain::cuda
