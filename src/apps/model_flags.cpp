@@ -49,10 +49,8 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option(
          "--linear-activations", linear_activations,
          "Inputs of linears with FP8 weights: auto (fp32 on the CPU, fp16 on a GPU), fp32, fp16 "
-         "(11 "
-         "bits and a power of two per row and 128 columns), or fp8 (the same with 4 bits, as the "
-         "official model; refused where linears should have it whose weights are not in FP8 "
-         "blocks)")
+         "(11 bits and a power of two per row and 128 columns), or fp8 (the same with 4 bits, as "
+         "the official model; refused where other linears should have it)")
       ->check(CLI::IsMember({"auto", "fp32", "fp16", "fp8"}))
       ->capture_default_str();
   app.add_option(

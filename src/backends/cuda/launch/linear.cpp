@@ -141,9 +141,9 @@ bool has_fast_linear(const Matrix& w) {
 
 std::string describe_linears() {
   return fmt::format(
-      "weights streamed once per 8 rows (FP8 with rounded inputs: 16) up to {} (single matrices "
-      "of {} MiB and more, otherwise: {}), read once per 64 rows up to {}, then in tiles of 128 "
-      "rows",
+      "weights streamed once per 8 rows, or 16 where FP8 takes rounded inputs, up to {} (matrices "
+      "of "
+      "{} MiB and more that do not: {}), read once per 64 rows up to {}, then in tiles of 128 rows",
       kSomeTokens - 1, kLargeBytes >> 20, kSomeTokensOfLarge - 1, kManyTokens - 1);
 }
 
