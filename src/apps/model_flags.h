@@ -23,6 +23,7 @@ void add_cpu_flags(CLI::App& app, CpuFlags& cpu);
 
 /// What --expert-activations means on a backend; "auto" is int8 on the CPU and bf16 elsewhere.
 ExpertActivations parse_activations(std::string name, std::string_view backend);
+/// What --linear-activations means on a backend; "auto" is fp32 on the CPU and fp16 elsewhere.
 LinearActivations parse_linear_activations(std::string_view name, std::string_view backend);
 
 struct ModelFlags {

@@ -73,10 +73,7 @@ __device__ inline float4 load_inputs(const LinearTiles& args, int group, int tok
   float4 x = *reinterpret_cast<const float4*>(args.x + at);
   if (args.up != nullptr) {
     const float4 up = *reinterpret_cast<const float4*>(args.up + at);
-    x = {swiglu_value<close_sigmoid>(x.x, up.x, args.limit),
-         swiglu_value<close_sigmoid>(x.y, up.y, args.limit),
-         swiglu_value<close_sigmoid>(x.z, up.z, args.limit),
-         swiglu_value<close_sigmoid>(x.w, up.w, args.limit)};
+    x = swiglu_inputs(x, up, args.limit);
   }
   return x;
 }
@@ -117,7 +114,7 @@ __device__ inline TileStrip strip_of_tile(const LinearTiles& args, int tile, int
     ++strip.product;
   const TiledProduct& product = args.products[strip.product];
   const int group_rows = product.w.rows / args.groups;
-  const int group_tiles = (group_rows + tile_rows - 1) / tile_rows;
+  const int group_tiles = ceil_div(group_rows, tile_rows);
   const int local = tile - product.first_tile;
   strip.group = local / group_tiles;
   strip.row = strip.group * group_rows + local % group_tiles * tile_rows + first;

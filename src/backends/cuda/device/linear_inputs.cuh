@@ -67,14 +67,8 @@ struct InputOctet {
                  fmaxf(fmaxf(fabsf(high.x), fabsf(high.y)), fmaxf(fabsf(high.z), fabsf(high.w))));
   }
   __device__ void gate(const InputOctet& up, float limit) {
-    low = gated(low, up.low, limit);
-    high = gated(high, up.high, limit);
-  }
-  __device__ static float4 gated(const float4& x, const float4& up, float limit) {
-    return {swiglu_value<close_sigmoid>(x.x, up.x, limit),
-            swiglu_value<close_sigmoid>(x.y, up.y, limit),
-            swiglu_value<close_sigmoid>(x.z, up.z, limit),
-            swiglu_value<close_sigmoid>(x.w, up.w, limit)};
+    low = swiglu_inputs(low, up.low, limit);
+    high = swiglu_inputs(high, up.high, limit);
   }
 };
 

@@ -100,12 +100,12 @@ struct Walk {
   __device__ explicit Walk(const Part& part)
       : unit(part.block() / part.meeting.ranks),
         step(part.blocks / part.meeting.ranks),
-        token_tiles((part.args.tokens + kTokens - 1) / kTokens),
+        token_tiles(ceil_div(part.args.tokens, kTokens)),
         rank(part.block() % part.meeting.ranks) {
     const LinearTiles& args = part.args;
     const int ranks = part.meeting.ranks;
     units = args.tiles * token_tiles;
-    const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
+    const int blocks = ceil_div(args.cols, kLinearBlock);
     first_block = ranks == 1 ? 0 : rank * kSliceBlocks;
     end_block = ranks == 1 ? blocks : min(first_block + kSliceBlocks, blocks);
   }
@@ -118,7 +118,7 @@ __device__ void copy_inputs(const Part& part, int rows_of_tile, const Memory& sh
   const Walk<kTokens> walk(part);
   const char* blobs = part.blobs;
   using Blob = typename Memory::Blob;
-  const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
+  const int blocks = ceil_div(args.cols, kLinearBlock);
   RingPosition ring;
   bool is_first_round = true;
   for (int unit = walk.unit; unit < walk.units; unit += walk.step) {

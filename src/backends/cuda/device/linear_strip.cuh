@@ -39,7 +39,7 @@ class StripReader {
     values_on_ = static_cast<int>(bytes_of_columns<kKind>(std::int64_t{rows_on} * w.cols));
     columns_ = strip.row < strip.end ? w.cols - column : 0;
     if constexpr (kIsFp8<kKind>) {
-      const int scale_columns = (w.cols + kLinearBlock - 1) / kLinearBlock;
+      const int scale_columns = ceil_div(w.cols, kLinearBlock);
       const int scale_row = row / kLinearBlock;
       if (w.format == WeightFormat::kFp8Block)
         scales_ = static_cast<const char*>(w.scales) +

@@ -26,6 +26,14 @@ __device__ inline float swiglu_value(float gate, float up, float limit) {
   return gate * kSigmoid(gate) * up;
 }
 
+/// Four of them, of which the sigmoid is close enough for inputs of a product.
+__device__ inline float4 swiglu_inputs(const float4& gate, const float4& up, float limit) {
+  return {swiglu_value<close_sigmoid>(gate.x, up.x, limit),
+          swiglu_value<close_sigmoid>(gate.y, up.y, limit),
+          swiglu_value<close_sigmoid>(gate.z, up.z, limit),
+          swiglu_value<close_sigmoid>(gate.w, up.w, limit)};
+}
+
 /// sqrt(log(1 + e^x)) without overflow.
 __device__ inline float sqrt_softplus(float x) {
   return sqrtf(fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))));

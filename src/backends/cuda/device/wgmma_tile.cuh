@@ -43,6 +43,34 @@ __device__ inline void wgmma_tile(TileSums<kTiles>& d, const std::uint32_t (&a)[
     wgmma_bf16<8 * kTiles>(flat, a, b, add);
 }
 
+template <int kTiles>
+__device__ inline void clear_sums(TileSums<kTiles>& sums) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+}
+
+/// Adds up slices in order, of a block that has them all: `totals`, a thread's, kStride apart, hold
+/// the sums of those before. After the last slice `sums` has all; after others the totals do.
+template <int kTiles, int kStride>
+__device__ inline void join_slices(float4* totals, bool has_before, bool is_last,
+                                   TileSums<kTiles>& sums) {
+  if (has_before)
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const float4 before = totals[n * kStride];
+      sums[n][0] = before.x + sums[n][0];
+      sums[n][1] = before.y + sums[n][1];
+      sums[n][2] = before.z + sums[n][2];
+      sums[n][3] = before.w + sums[n][3];
+    }
+  if (!is_last)
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      totals[n * kStride] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
+}
+
 /// sums += the products of a block, scaled.
 template <LinearKind kKind, int kTiles>
 __device__ inline void add_products(const TileSums<kTiles>& products, const float (&scale)[2],

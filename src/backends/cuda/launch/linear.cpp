@@ -89,8 +89,7 @@ LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
   for (int i = 0; i < args.count; ++i) {
     const Product& product = args.products[i];
     if (kind_of(product) != kind) continue;
-    some.products[some.count++] = {.w = product.w, .out = product.out, .first_tile = some.tiles};
-    some.tiles += args.groups * ceil_div(product.w.rows / args.groups, kTileRows);
+    some.products[some.count++] = {.w = product.w, .out = product.out};
   }
   return some;
 }

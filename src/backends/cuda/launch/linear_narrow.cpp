@@ -25,8 +25,7 @@ double time_of(const LinearTiles& args, int tokens, int blocks, int groups, int 
 
 int row_tiles(const LinearTiles& args, int rows) {
   int tiles = 0;
-  for (int i = 0; i < args.count; ++i)
-    tiles += args.groups * ceil_div(args.products[i].w.rows / args.groups, rows);
+  for (int i = 0; i < args.count; ++i) tiles += tiles_of(args, args.products[i], rows);
   return tiles;
 }
 

@@ -15,7 +15,7 @@ namespace quatrain::cuda {
 
 inline constexpr int kTileRows = 128;
 
-/// One product of the launch, in tiles of 128 rows that do not straddle groups.
+/// One product of the launch, in tiles of rows that do not straddle groups.
 struct TiledProduct {
   Matrix w;
   float* out = nullptr;
@@ -24,10 +24,23 @@ struct TiledProduct {
 
 struct LinearTiles : LinearInputs {
   LinearKind kind = LinearKind::kBf16;
-  int tiles = 0;
+  int tiles = 0;  ///< set by cut_into_tiles(), as is the products' first_tile
   int count = 0;
   TiledProduct products[kMaxProducts] = {};
 };
+
+/// Tiles of `rows` weight rows of a product.
+inline int tiles_of(const LinearTiles& args, const TiledProduct& product, int rows) {
+  return args.groups * ceil_div(product.w.rows / args.groups, rows);
+}
+/// Cuts the products into such tiles.
+inline void cut_into_tiles(LinearTiles& args, int rows) {
+  args.tiles = 0;
+  for (int i = 0; i < args.count; ++i) {
+    args.products[i].first_tile = args.tiles;
+    args.tiles += tiles_of(args, args.products[i], rows);
+  }
+}
 
 /// Products of several kinds and one input; two kinds share a launch. The scratch has room for
 /// narrow_scratch_bytes(). Cuts the products into tiles of its own.

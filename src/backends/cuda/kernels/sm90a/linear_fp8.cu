@@ -83,7 +83,7 @@ struct Tile {
 
 /// Units are pairs of row tiles by a tile of tokens, so ordered that blocks at work share inputs.
 __device__ Tile tile_at(const Fp8Tiles& args, int unit) {
-  const int token_tiles = (args.tokens + kTokens - 1) / kTokens;
+  const int token_tiles = ceil_div(args.tokens, kTokens);
   const int first = unit / (args.pairs * kTokenTilesTogether) * kTokenTilesTogether;
   const int together = min(kTokenTilesTogether, token_tiles - first);
   const int local = unit - first * args.pairs;
@@ -94,8 +94,8 @@ __device__ Tile tile_at(const Fp8Tiles& args, int unit) {
     ++tile.product;
   const Fp8Product& product = args.products[tile.product];
   const int group_rows = product.rows / args.groups;
-  const int group_tiles = (group_rows + kBoxRows - 1) / kBoxRows;
-  const int group_pairs = (group_tiles + kBlocksOfPair - 1) / kBlocksOfPair;
+  const int group_tiles = ceil_div(group_rows, kBoxRows);
+  const int group_pairs = ceil_div(group_tiles, kBlocksOfPair);
   const int nth = pair - product.first_pair;
   const int of_group = nth % group_pairs * kBlocksOfPair + static_cast<int>(cluster_rank());
   tile.group = nth / group_pairs;
@@ -109,7 +109,7 @@ struct Units {
   int step = static_cast<int>(cluster_count());
   int count;
   __device__ explicit Units(const Fp8Tiles& args)
-      : count(args.pairs * ((args.tokens + kTokens - 1) / kTokens)) {}
+      : count(args.pairs * ceil_div(args.tokens, kTokens)) {}
 };
 
 /// One thread: half of the tokens' codes to both blocks, the rows' to this one.

@@ -86,10 +86,7 @@ class Multiplier {
             ((block + 1) % kSliceBlocks != 0 && block + 1 != walk_.end_block))
           continue;
         add_slice(block / kSliceBlocks, sums);
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+        clear_sums<kTiles>(sums);
       }
       if (part_.meeting.ranks > 1) meet(nth, unit, sums);
     }
@@ -163,7 +160,7 @@ class Multiplier {
       return;
     }
     const int row = min(source_.row + lane_id() * (kStripRows - 1), source_.end - 1);
-    const int columns = (part_.args.cols + kLinearBlock - 1) / kLinearBlock;
+    const int columns = ceil_div(part_.args.cols, kLinearBlock);
     copy4(shared_address(to), static_cast<const float*>(w.scales) +
                                   std::int64_t{row / kLinearBlock} * columns + fetched_block_);
   }
@@ -289,22 +286,8 @@ class Multiplier {
   /// Sums of a slice and all before it, of a block alone. The last ones go to memory.
   __device__ void add_slice(int slice, TileSums<kTiles>& sums) const {
     const bool is_last = slice + 1 == part_.args.slices;
-    float4* totals = shared_.totals + thread();
-    if (slice > 0)
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const float4 before = totals[n * kProductThreads];
-        sums[n][0] = before.x + sums[n][0];
-        sums[n][1] = before.y + sums[n][1];
-        sums[n][2] = before.z + sums[n][2];
-        sums[n][3] = before.w + sums[n][3];
-      }
-    if (!is_last) {
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n)
-        totals[n * kProductThreads] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
-      return;
-    }
+    join_slices<kTiles, kProductThreads>(shared_.totals + thread(), slice > 0, is_last, sums);
+    if (!is_last) return;
     const Target target(part_.args, strip_, token0_);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
@@ -435,12 +418,7 @@ void launch_parts(std::span<const LinearTiles> kinds, const NarrowCut& cut,
             .blobs = memory,
             .first_block = blocks,
             .blocks = cut.blocks[parts.count]};
-    part.args.tiles = 0;
-    for (int i = 0; i < args.count; ++i) {
-      part.args.products[i].first_tile = part.args.tiles;
-      part.args.tiles +=
-          args.groups * ceil_div(args.products[i].w.rows / args.groups, kGroupRows * kGroups);
-    }
+    cut_into_tiles(part.args, kGroupRows * kGroups);
     const Layout<kTokens> layout(args);
     part.meeting.sums = reinterpret_cast<float4*>(memory + layout.sums_at);
     part.meeting.arrivals = reinterpret_cast<std::uint32_t*>(memory + layout.arrivals_at);

@@ -70,7 +70,7 @@ struct Tiles {
   int first = static_cast<int>(blockIdx.x);
 
   __device__ explicit Tiles(const LinearTiles& args)
-      : count(args.tiles * ((args.tokens + kTokens - 1) / kTokens)) {}
+      : count(args.tiles * ceil_div(args.tokens, kTokens)) {}
 };
 
 __device__ TileStrip strip_of(const LinearTiles& args, int tile, int warp) {
@@ -108,22 +108,10 @@ using Sums = TileSums<16>;
 template <LinearKind kKind>
 __device__ void add_slice(const LinearTiles& args, const TileStrip& strip, int slice, int token0,
                           const Shared<kKind>& shared, Sums& sums) {
+  const bool is_last = slice + 1 >= args.slices;
   auto* totals = reinterpret_cast<float4*>(shared.totals) + (threadIdx.x - kGroupThreads);
-  if (slice > 0)
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      const float4 total = totals[n * 2 * kGroupThreads];
-      sums[n][0] = total.x + sums[n][0];
-      sums[n][1] = total.y + sums[n][1];
-      sums[n][2] = total.z + sums[n][2];
-      sums[n][3] = total.w + sums[n][3];
-    }
-  if (slice + 1 < args.slices) {
-#pragma unroll
-    for (int n = 0; n < 16; ++n)
-      totals[n * 2 * kGroupThreads] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
-    return;
-  }
+  join_slices<16, 2 * kGroupThreads>(totals, slice > 0, is_last, sums);
+  if (!is_last) return;
   const TiledProduct& product = args.products[strip.product];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -212,10 +200,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks,
       ring.next(Shared<kKind>::kStages);
       if ((block + 1) % kSliceBlocks == 0 || block + 1 == blocks) {
         add_slice(args, strip, block / kSliceBlocks, t / args.tiles * kTokens, shared, sums);
-#pragma unroll
-        for (int n = 0; n < 16; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums[n][i] = 0;
+        clear_sums<16>(sums);
       }
     }
   }
@@ -236,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   wait_for_previous();
-  const int blocks = (args.cols + kLinearBlock - 1) / kLinearBlock;
+  const int blocks = ceil_div(args.cols, kLinearBlock);
   if (warp < 4) {
     lower_registers<kCopyRegisters>();
     if (threadIdx.x == 0) copy_all(blobs, args, blocks, shared);
@@ -258,6 +243,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
   const int at_once = static_cast<int>(scratch.bytes / tile_bytes) * kTokens;
   auto* blobs = static_cast<char*>(scratch.memory);
   LinearTiles some = args;
+  cut_into_tiles(some, kTileRows);
   for (int first = 0; first < args.tokens; first += at_once) {
     some.tokens = std::min(at_once, args.tokens - first);
     const auto tiles = static_cast<unsigned>(ceil_div(some.tokens, kTokens));
@@ -266,7 +252,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
             .block = kSplitWarps * kWarp},
            stream, some, blobs);
     launch(tiles_kernel<kKind>,
-           {.grid = std::min(static_cast<unsigned>(args.tiles) * tiles, multiprocessors),
+           {.grid = std::min(static_cast<unsigned>(some.tiles) * tiles, multiprocessors),
             .block = kThreads,
             .shared = Shared<kKind>::kBytes},
            stream, some, blobs);
