@@ -70,26 +70,6 @@ TEST(Fp8Activations, NaNAndInfinitySpoilTheirBlockAlone) {
   }
 }
 
-std::vector<float> product(CpuOps& ops, const PackedLinear& w, std::int64_t tokens,
-                           std::int64_t groups, const std::vector<float>& x,
-                           LinearActivations activations, bool precise = false) {
-  const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
-  in_step([&] {
-    if (groups == 1)
-      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}),
-                  .w = &w,
-                  .out = out,
-                  .precise = precise,
-                  .activations = activations});
-    else
-      ops.grouped_linear({.x = in,
-                          .w = &w,
-                          .out = out.tensor().reshaped({tokens, groups, w.rows / groups}),
-                          .activations = activations});
-  });
-  return out.values();
-}
-
 // 11 bits of every value of ordinary size, whatever the range of the block, and the same for others
 // beside a NaN.
 TEST(F16Activations, KeepElevenBits) {
@@ -132,20 +112,20 @@ TEST(Fp8Activations, LinearsTakeRoundedRows) {
           const auto packed = ops.pack_linear(w.view());
           ops.reserve(roomy_limits());
           const std::vector<float> x = Random(61).normals(tokens * groups * 320, 5);
-          std::vector<float> rounded = x, by_f16 = x;
-          for (std::int64_t r = 0; r < tokens * groups; ++r) {
-            if (kind == kBlocks) fp8_round_row(x.data() + r * 320, 320, rounded.data() + r * 320);
-            if (kind != kBf16) f16_round_row(x.data() + r * 320, 320, by_f16.data() + r * 320);
-          }
+          const std::vector<float> rounded =
+              kind == kBlocks ? rounded_rows(x, 320, fp8_round_row) : x;
+          const std::vector<float> by_f16 = kind != kBf16 ? rounded_rows(x, 320, f16_round_row) : x;
           const auto plain = LinearActivations::kFull;
-          EXPECT_TRUE(same_bits(product(ops, *packed, tokens, groups, x, LinearActivations::kF16),
-                                product(ops, *packed, tokens, groups, by_f16, plain)));
-          EXPECT_TRUE(same_bits(product(ops, *packed, tokens, groups, x, LinearActivations::kFp8),
-                                product(ops, *packed, tokens, groups, rounded, plain)));
+          EXPECT_TRUE(
+              same_bits(linear_product(ops, *packed, tokens, groups, x, LinearActivations::kF16),
+                        linear_product(ops, *packed, tokens, groups, by_f16, plain)));
+          EXPECT_TRUE(
+              same_bits(linear_product(ops, *packed, tokens, groups, x, LinearActivations::kFp8),
+                        linear_product(ops, *packed, tokens, groups, rounded, plain)));
           if (groups == 1) {
             EXPECT_TRUE(
-                same_bits(product(ops, *packed, tokens, 1, x, LinearActivations::kFp8, true),
-                          product(ops, *packed, tokens, 1, x, plain)));
+                same_bits(linear_product(ops, *packed, tokens, 1, x, LinearActivations::kFp8, true),
+                          linear_product(ops, *packed, tokens, 1, x, plain)));
           }
         }
   }

@@ -26,26 +26,11 @@ class CudaFp8Linears : public CudaTest {
   static std::vector<float> product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
                                     std::int64_t groups, const std::vector<float>& x,
                                     LinearActivations activations = LinearActivations::kFp8) {
-    const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
-    in_step([&] {
-      if (groups == 1)
-        ops.linear({.x = in.tensor().reshaped({tokens, w.cols}),
-                    .w = &w,
-                    .out = out,
-                    .activations = activations});
-      else
-        ops.grouped_linear({.x = in,
-                            .w = &w,
-                            .out = out.tensor().reshaped({tokens, groups, w.rows / groups}),
-                            .activations = activations});
-    });
-    return out.values();
+    return linear_product(ops, w, tokens, groups, x, activations);
   }
 
   static std::vector<float> rounded(std::vector<float> x, std::int64_t cols) {
-    for (std::size_t at = 0; at < x.size(); at += static_cast<std::size_t>(cols))
-      fp8_round_row(x.data() + at, cols, x.data() + at);
-    return x;
+    return rounded_rows(std::move(x), cols, fp8_round_row);
   }
 };
 

@@ -33,31 +33,6 @@ std::string describe(const Kind& kind) {
                      kind.activations == kF16 ? " by F16" : "");
 }
 
-std::vector<float> product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
-                           std::int64_t groups, const std::vector<float>& x,
-                           LinearActivations activations = LinearActivations::kFull) {
-  const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
-  in_step([&] {
-    if (groups == 1)
-      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}),
-                  .w = &w,
-                  .out = out,
-                  .activations = activations});
-    else
-      ops.grouped_linear({.x = in,
-                          .w = &w,
-                          .out = out.tensor().reshaped({tokens, groups, w.rows / groups}),
-                          .activations = activations});
-  });
-  return out.values();
-}
-
-std::vector<float> f16_rows(std::vector<float> x, std::int64_t cols) {
-  for (std::size_t at = 0; at < x.size(); at += static_cast<std::size_t>(cols))
-    f16_round_row(x.data() + at, cols, x.data() + at);
-  return x;
-}
-
 // Inputs of FP8 weights keep 22 bits, others 16; the rest is the rounding of FP32 sums.
 TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
   reserve_long(gpu());
@@ -70,8 +45,8 @@ TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
         RandomMatrix w(kMatrixKinds[kind], 100, cols, ++seed);
         std::vector<float> x = Random(++seed).normals(tokens * cols);
         const auto packed = gpu().pack_linear(w.view());
-        const std::vector<float> found = product(gpu(), *packed, tokens, 1, x, activations);
-        if (activations == kF16) x = f16_rows(std::move(x), cols);
+        const std::vector<float> found = linear_product(gpu(), *packed, tokens, 1, x, activations);
+        if (activations == kF16) x = rounded_rows(std::move(x), cols, f16_round_row);
         double error = 0, norm = 0;
         for (std::int64_t r = 0; r < 100; ++r) {
           const std::vector<double> row = w.row(r);
@@ -103,13 +78,14 @@ TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
       const auto packed = gpu().pack_linear(w.view());
       const std::int64_t width = s.groups * s.cols;
       const std::vector<float> x = Random(++seed).normals(300 * width);
-      const std::vector<float> all = product(gpu(), *packed, 300, s.groups, x, kind.activations);
+      const std::vector<float> all =
+          linear_product(gpu(), *packed, 300, s.groups, x, kind.activations);
       for (const std::int64_t count : {1, 2, 5, 8, 9, 16, 17, 32, 33, 64, 65, 130})
         for (const std::int64_t first : {std::int64_t{0}, std::int64_t{61}, 300 - count}) {
           SCOPED_TRACE(fmt::format("{} {} x {}, rows {} to {}", describe(kind), s.rows, s.cols,
                                    first, first + count));
-          expect_same(product(gpu(), *packed, count, s.groups, rows_of(x, first, count, width),
-                              kind.activations),
+          expect_same(linear_product(gpu(), *packed, count, s.groups,
+                                     rows_of(x, first, count, width), kind.activations),
                       rows_of(all, first, count, s.rows));
         }
     }
@@ -124,10 +100,10 @@ TEST_F(CudaLinears, RowsOfManySlicesMeetInRounds) {
     RandomMatrix w(kMatrixKinds[kind.matrix], rows, cols, 61);
     const auto packed = gpu().pack_linear(w.view());
     const std::vector<float> x = Random(62).normals(70 * groups * cols);
-    const std::vector<float> all = product(gpu(), *packed, 70, groups, x, kind.activations);
+    const std::vector<float> all = linear_product(gpu(), *packed, 70, groups, x, kind.activations);
     for (const std::int64_t count : {6, 12, 30})
-      expect_same(product(gpu(), *packed, count, groups, rows_of(x, 40, count, groups * cols),
-                          kind.activations),
+      expect_same(linear_product(gpu(), *packed, count, groups,
+                                 rows_of(x, 40, count, groups * cols), kind.activations),
                   rows_of(all, 40, count, rows));
   }
 }
@@ -144,8 +120,8 @@ TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
       const std::vector<float> x = Random(72).normals(100 * cols);
       const auto first_of = [&](std::int64_t count) {
         return rows_of(
-            product(gpu(), *packed, count, 1, rows_of(x, 0, count, cols), kind.activations), 0, 3,
-            rows);
+            linear_product(gpu(), *packed, count, 1, rows_of(x, 0, count, cols), kind.activations),
+            0, 3, rows);
       };
       const std::vector<float> some = first_of(12);
       for (const std::int64_t count : {3, 8, 20, 40, 100}) {
@@ -161,10 +137,10 @@ TEST_F(CudaLinears, ANaNOrAnInfinityStaysInItsRow) {
   for (const LinearActivations activations : {LinearActivations::kFull, kF16})
     for (const std::int64_t tokens : {5, 12, 40}) {
       std::vector<float> x = Random(4).normals(tokens * 1024);
-      const std::vector<float> clean = product(gpu(), *packed, tokens, 1, x, activations);
+      const std::vector<float> clean = linear_product(gpu(), *packed, tokens, 1, x, activations);
       x[1024 + 7] = kNaN;
       x[3 * 1024 + 900] = std::numeric_limits<float>::infinity();
-      const std::vector<float> out = product(gpu(), *packed, tokens, 1, x, activations);
+      const std::vector<float> out = linear_product(gpu(), *packed, tokens, 1, x, activations);
       for (std::int64_t t = 0; t < tokens; ++t)
         if (t != 1 && t != 3)
           expect_same(rows_of(out, t, 1, 256), rows_of(clean, t, 1, 256));
@@ -183,8 +159,9 @@ TEST_F(CudaLinears, OnePartOfRoundedInputsIsAllOfThem) {
     for (const std::int64_t groups : {1, 2})
       for (const std::int64_t tokens : {1, 4, 5, 8, 9, 16, 17, 40, 64, 128, 280}) {
         const std::vector<float> some = rows_of(x, 0, tokens * groups, 1216);
-        expect_same(product(gpu(), *packed, tokens, groups, some, kF16),
-                    product(gpu(), *packed, tokens, groups, f16_rows(some, 1216)));
+        expect_same(linear_product(gpu(), *packed, tokens, groups, some, kF16),
+                    linear_product(gpu(), *packed, tokens, groups,
+                                   rounded_rows(some, 1216, f16_round_row)));
       }
   }
 }
@@ -194,15 +171,15 @@ TEST_F(CudaLinears, InputsOfAnySizeKeepTheirDigits) {
   RandomMatrix w(kMatrixKinds[kFp8], 64, 512, 5);
   const auto packed = gpu().pack_linear(w.view());
   const std::vector<float> x = Random(6).normals(512);
-  const std::vector<float> plain = product(gpu(), *packed, 1, 1, x);
-  const std::vector<float> rounded = product(gpu(), *packed, 1, 1, x, kF16);
+  const std::vector<float> plain = linear_product(gpu(), *packed, 1, 1, x);
+  const std::vector<float> rounded = linear_product(gpu(), *packed, 1, 1, x, kF16);
   for (const float scale : {0x1p-60f, 0x1p-20f, 0x1p30f, 0x1p80f}) {
     std::vector<float> scaled = x, expected = plain, expected_rounded = rounded;
     for (float& v : scaled) v *= scale;
     for (float& v : expected) v *= scale;
     for (float& v : expected_rounded) v *= scale;
-    expect_same(product(gpu(), *packed, 1, 1, scaled), expected);
-    expect_same(product(gpu(), *packed, 1, 1, scaled, kF16), expected_rounded);
+    expect_same(linear_product(gpu(), *packed, 1, 1, scaled), expected);
+    expect_same(linear_product(gpu(), *packed, 1, 1, scaled, kF16), expected_rounded);
   }
 }
 
@@ -228,8 +205,8 @@ TEST_F(CudaLinears, SeveralAtOnceEqualOneByOne) {
     in_step([&] { gpu().linears(all); });
     for (std::size_t i = 0; i < packed.size(); ++i)
       expect_same(outs[i].values(),
-                  product(gpu(), *packed[i], tokens, 1, values,
-                          is_precise(i) ? LinearActivations::kFull : activations));
+                  linear_product(gpu(), *packed[i], tokens, 1, values,
+                                 is_precise(i) ? LinearActivations::kFull : activations));
   };
   for (const LinearActivations activations : {LinearActivations::kFull, kF16})
     for (const std::int64_t tokens : {1, 7, 12, 20}) check(tokens, activations);

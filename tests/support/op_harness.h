@@ -110,6 +110,37 @@ void in_step(F&& body) {
   body();
 }
 
+/// x Wᵀ [tokens, rows] by a linear of an input [tokens, cols], or with more than one group by a
+/// grouped one of [tokens, groups, cols].
+inline std::vector<float> linear_product(Ops& ops, const PackedLinear& w, std::int64_t tokens,
+                                         std::int64_t groups, const std::vector<float>& x,
+                                         LinearActivations activations = LinearActivations::kFull,
+                                         bool precise = false) {
+  const Floats in(ops, {tokens, groups, w.cols}, x), out(ops, {tokens, w.rows});
+  in_step([&] {
+    if (groups == 1)
+      ops.linear({.x = in.tensor().reshaped({tokens, w.cols}),
+                  .w = &w,
+                  .out = out,
+                  .precise = precise,
+                  .activations = activations});
+    else
+      ops.grouped_linear({.x = in,
+                          .w = &w,
+                          .out = out.tensor().reshaped({tokens, groups, w.rows / groups}),
+                          .activations = activations});
+  });
+  return out.values();
+}
+
+/// Every row of `cols` values as `round` (of activation_quant.h) leaves it.
+inline std::vector<float> rounded_rows(std::vector<float> x, std::int64_t cols,
+                                       void (*round)(const float*, std::int64_t, float*)) {
+  for (std::size_t at = 0; at < x.size(); at += static_cast<std::size_t>(cols))
+    round(x.data() + at, cols, x.data() + at);
+  return x;
+}
+
 /// Limits that are large enough for every operation test.
 inline StepLimits roomy_limits() {
   return {.rows = 64,
