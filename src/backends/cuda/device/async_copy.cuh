@@ -99,6 +99,21 @@ __device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes
       : "memory");
 }
 
+/// Arrives at `barrier` with the one copy of its phase. racecheck takes a bulk copy for writes of
+/// the thread that asks for it, and now and then overlooks that readers wait for the barrier; so in
+/// a build for it the thread writes itself.
+__device__ inline void bulk_fetch(void* to, const void* from, std::uint32_t bytes, Barrier* barrier,
+                                  std::uint64_t policy) {
+#ifdef QUATRAIN_RACECHECK
+  for (std::uint32_t i = 0; i < bytes / 16; ++i)
+    static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
+  barrier_arrive(barrier);
+#else
+  barrier_expect(barrier, bytes);
+  bulk_copy(to, from, bytes, barrier, policy);
+#endif
+}
+
 /// Reads shared memory that copies filled; what a wait for them orders before.
 __device__ inline uint4 load_shared_16(std::uint32_t at) {
   uint4 v;

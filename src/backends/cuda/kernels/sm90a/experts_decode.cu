@@ -254,9 +254,8 @@ class Decoder {
         if (is_left) {
           if (meets_tile)
             expert = at.pass().weights + tables_.tiles[at.tile()].expert * at.pass().expert_bytes;
-          barrier_expect(fetched_ + place, kChunkBytes);
-          bulk_copy(rings_ + (warp * 2 + buffer) * kChunkBytes, expert + at.chunk_offset(),
-                    kChunkBytes, fetched_ + place, policy);
+          bulk_fetch(rings_ + (warp * 2 + buffer) * kChunkBytes, expert + at.chunk_offset(),
+                     kChunkBytes, fetched_ + place, policy);
           meets_tile = at.advance(kStreamWarps);
         }
       }
