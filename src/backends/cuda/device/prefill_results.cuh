@@ -3,29 +3,11 @@
 #pragma once
 
 #include "backends/cuda/device/bf16_parts.cuh"
+#include "backends/cuda/device/exchange.cuh"
 #include "backends/cuda/device/prefill_tiles.cuh"
 #include "backends/cuda/device/scalar.cuh"
 
 namespace quatrain::cuda::prefill {
-
-// The transpose of an 8 x 8 matrix of 16-bit values, of which a lane has two neighbours in a row.
-__device__ inline std::uint32_t transposed(std::uint32_t pair) {
-  std::uint32_t result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-  return result;
-}
-
-// Lane i of every four gets words[i] of all of them, in order.
-__device__ inline uint4 quad_transposed(const std::uint32_t (&words)[4]) {
-  const bool odd = lane_id() % 2 != 0, high = lane_id() % 4 >= 2;
-  const std::uint32_t a = __shfl_xor_sync(kAllLanes, odd ? words[0] : words[1], 1);
-  const std::uint32_t b = __shfl_xor_sync(kAllLanes, odd ? words[2] : words[3], 1);
-  const uint2 low_pair = odd ? uint2{a, words[1]} : uint2{words[0], a};
-  const uint2 high_pair = odd ? uint2{b, words[3]} : uint2{words[2], b};
-  const std::uint32_t x = __shfl_xor_sync(kAllLanes, high ? low_pair.x : high_pair.x, 2);
-  const std::uint32_t y = __shfl_xor_sync(kAllLanes, high ? low_pair.y : high_pair.y, 2);
-  return high ? uint4{x, y, high_pair.x, high_pair.y} : uint4{low_pair.x, low_pair.y, x, y};
-}
 
 /// Sums of one warp: those of packed rows row to row + 31 of an expert, in two blocks of 16, for
 /// the tokens of a table. d[block] is as mma_bf16's: a lane has rows g and g + 8 of both blocks and

@@ -11,6 +11,7 @@
 
 #include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/exchange.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/tensor_copy.cuh"
 #include "backends/cuda/device/warp_arrival.cuh"
@@ -149,19 +150,20 @@ using Sums = float[kParts][kSums];
 __device__ void store(const Fp8Tiles& args, const Tile& tile, int token, const Sums& sums) {
   if (!tile.exists) return;
   const Fp8Product& product = args.products[tile.product];
-  const int row = tile.row + lane_id() % 4 * 2;
+  const int row = tile.row + lane_id() % 2 * 8 + lane_id() % 4 / 2 * 4;
 #pragma unroll
   for (int part = 0; part < kParts; ++part)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int t = token + part * 64 + half * 8;
-      if (t >= args.tokens) continue;
       float* to = product.out + std::int64_t{t} * product.rows + row;
 #pragma unroll
-      for (int n = 0; n < kSums / 4; ++n)
-        if (row + 8 * n < product.rows)
-          *reinterpret_cast<float2*>(to + 8 * n) = {sums[part][4 * n + 2 * half],
-                                                    sums[part][4 * n + 2 * half + 1]};
+      for (int n = 0; n < kSums / 4; n += 2) {
+        const float* of = sums[part] + 4 * n + 2 * half;
+        const float4 four = four_neighbours({of[0], of[1]}, {of[4], of[5]});
+        if (t < args.tokens && row + 8 * n < product.rows)
+          *reinterpret_cast<float4*>(to + 8 * n) = four;
+      }
     }
 }
 
