@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // nvfp4_round_rows: a block per row, half a warp per block of 16 columns.
-// fp8_quantise_rows: a warp per row and block of 128 columns.
+// fp8_quantise_rows: a warp per four rows and block of 128 columns.
 //
 // Every step is one correctly rounded operation, as in the CPU body, and no product feeds a sum.
 #include <cstdint>
@@ -55,38 +55,48 @@ __global__ void __launch_bounds__(kThreads) nvfp4_round_rows_kernel(RoundRowsArg
 }
 
 constexpr int kFp8Warps = kThreads / kWarp;
+constexpr int kFp8Rows = 4;  // of a warp, all of which are asked for before any is used
 
-/// x counts rows, y groups of kFp8Warps blocks of columns.
+/// Four columns of what a row's codes are of; zeros where there are none.
+__device__ float4 load_four(const Fp8RowsArgs& args, int r, int column) {
+  if (r >= args.rows || column >= args.cols) return {0, 0, 0, 0};
+  const std::int64_t row = args.row_map != nullptr ? args.row_map[r] : r;
+  const auto* x = reinterpret_cast<const float4*>(args.x + row * args.cols + column);
+  if (args.up == nullptr) return *x;
+  const float4 gate = *x;
+  const float4 up = *reinterpret_cast<const float4*>(args.up + row * args.cols + column);
+  return {swiglu_value(gate.x, up.x, args.limit), swiglu_value(gate.y, up.y, args.limit),
+          swiglu_value(gate.z, up.z, args.limit), swiglu_value(gate.w, up.w, args.limit)};
+}
+
+/// x counts kFp8Rows rows, y groups of kFp8Warps blocks of columns.
 __global__ void __launch_bounds__(kThreads) fp8_rows_kernel(Fp8RowsArgs args) {
   let_next_start();
   wait_for_previous();
   const int block = static_cast<int>(blockIdx.y) * kFp8Warps + warp_id();
   const int column = block * kFp8ActivationBlock + 4 * lane_id();
   if (block * kFp8ActivationBlock >= args.cols) return;
-  const bool is_there = column < args.cols;
-  const std::int64_t r = blockIdx.x;
-  const std::int64_t from = (args.row_map != nullptr ? args.row_map[r] : r) * args.cols + column;
-  float4 x = {0, 0, 0, 0};
-  if (is_there) {
-    x = *reinterpret_cast<const float4*>(args.x + from);
-    if (args.up != nullptr) {
-      const float4 up = *reinterpret_cast<const float4*>(args.up + from);
-      x = {swiglu_value(x.x, up.x, args.limit), swiglu_value(x.y, up.y, args.limit),
-           swiglu_value(x.z, up.z, args.limit), swiglu_value(x.w, up.w, args.limit)};
-    }
+  const int first = static_cast<int>(blockIdx.x) * kFp8Rows;
+  float4 x[kFp8Rows];
+#pragma unroll
+  for (int i = 0; i < kFp8Rows; ++i) x[i] = load_four(args, first + i, column);
+#pragma unroll
+  for (int i = 0; i < kFp8Rows; ++i) {
+    const float scale = fp8_scale_of(x[i]);
+    const std::uint32_t codes = fp8_codes(x[i], scale);
+    const std::int64_t r = first + i;
+    if (r >= args.rows) return;
+    if (args.scales != nullptr && lane_id() == 0)
+      args.scales[r * args.scale_row + block * args.scale_block] = scale;
+    if (column >= args.cols) continue;
+    const std::int64_t to = r * args.cols + column;
+    if (args.codes != nullptr) *reinterpret_cast<std::uint32_t*>(args.codes + to) = codes;
+    if (args.out == nullptr) continue;
+    const auto value = [&](int j) {
+      return e4m3_decode(static_cast<std::uint8_t>(codes >> (8 * j) & 255u)) * scale;
+    };
+    *reinterpret_cast<float4*>(args.out + to) = {value(0), value(1), value(2), value(3)};
   }
-  const float scale = fp8_scale_of(x);
-  const std::uint32_t codes = fp8_codes(x, scale);
-  if (args.scales != nullptr && lane_id() == 0)
-    args.scales[r * args.scale_row + block * args.scale_block] = scale;
-  if (!is_there) return;
-  const std::int64_t to = r * args.cols + column;
-  if (args.codes != nullptr) *reinterpret_cast<std::uint32_t*>(args.codes + to) = codes;
-  if (args.out == nullptr) return;
-  const auto value = [&](int i) {
-    return e4m3_decode(static_cast<std::uint8_t>(codes >> (8 * i) & 255u)) * scale;
-  };
-  *reinterpret_cast<float4*>(args.out + to) = {value(0), value(1), value(2), value(3)};
 }
 
 }  // namespace
@@ -101,7 +111,7 @@ void fp8_quantise_rows(const Fp8RowsArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
   const int blocks = (args.cols + kFp8ActivationBlock - 1) / kFp8ActivationBlock;
   launch(fp8_rows_kernel,
-         {.grid = dim3(static_cast<unsigned>(args.rows),
+         {.grid = dim3(static_cast<unsigned>((args.rows + kFp8Rows - 1) / kFp8Rows),
                        static_cast<unsigned>((blocks + kFp8Warps - 1) / kFp8Warps)),
           .block = kThreads},
          stream, args);
