@@ -38,7 +38,7 @@ struct Sum {
     line.calls += other.calls;
     line.microseconds += other.microseconds;
     line.cost += other.cost;
-    seconds_at_limit += limits.seconds(other.cost.bytes, other.cost.flops, other.cost.int8_flops);
+    seconds_at_limit += limits.seconds(other.cost);
   }
 };
 
@@ -123,8 +123,9 @@ std::string json_test(const BenchTest& test) {
 
 std::string json_limits(const DeviceLimits& limits) {
   return fmt::format(R"({{"read_bytes_per_s": {:.6g}, "flops": {:.6g}, "fp8_flops": {:.6g}, )"
-                     R"("tile_flops": {:.6g}}})",
-                     limits.read_bytes, limits.flops, limits.fp8_flops, limits.tile_flops);
+                     R"("int8_flops": {:.6g}, "tile_flops": {:.6g}}})",
+                     limits.read_bytes, limits.flops, limits.fp8_flops, limits.int8_flops,
+                     limits.tile_flops);
 }
 
 std::string json_breakdown(const Breakdown& breakdown) {
@@ -253,15 +254,14 @@ double Breakdown::sum_microseconds() const {
 }
 
 double share_of_limit(const DeviceLimits& limits, const OpCost& cost, double microseconds) {
-  return microseconds > 0
-             ? limits.seconds(cost.bytes, cost.flops, cost.int8_flops) * 1e6 / microseconds
-             : 0.0;
+  return microseconds > 0 ? limits.seconds(cost) * 1e6 / microseconds : 0.0;
 }
 
 std::string describe(const DeviceLimits& limits) {
   std::string out =
       fmt::format("{:.0f} GB/s read, {:.2f} TFLOP/s", limits.read_bytes / 1e9, limits.flops / 1e12);
-  if (limits.fp8_flops > 0) out += fmt::format(", {:.2f} in 8 bits", limits.fp8_flops / 1e12);
+  if (limits.fp8_flops > 0) out += fmt::format(", {:.2f} in FP8", limits.fp8_flops / 1e12);
+  if (limits.int8_flops > 0) out += fmt::format(", {:.2f} in INT8", limits.int8_flops / 1e12);
   if (limits.tile_flops > 0)
     out += fmt::format(", {:.2f} in BF16 on tiles", limits.tile_flops / 1e12);
   return out;

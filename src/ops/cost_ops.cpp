@@ -30,6 +30,13 @@ double row_bytes(const Tensor& rows) {
   return static_cast<double>(rows.dim(rows.rank() - 1) * bytes_of(rows.dtype()));
 }
 
+// Those of `flops` that multiply FP8 by FP8.
+double fp8_flops(const PackedLinear& w, LinearActivations activations, bool precise, double flops) {
+  const bool is_fp8 =
+      activations == LinearActivations::kFp8 && !precise && w.format == WeightFormat::kFp8Block;
+  return is_fp8 ? flops : 0.0;
+}
+
 }  // namespace
 
 OpCost cost_of(const op::Embed& a, std::int64_t) {
@@ -56,13 +63,17 @@ OpCost cost_of(const op::RmsNorm& a, std::int64_t) {
 }
 
 OpCost cost_of(const op::Linear& a, std::int64_t) {
+  const double flops = 2 * elements(a.x) * static_cast<double>(a.w->rows);
   return {.bytes = bytes({a.x, a.out}) + static_cast<double>(a.w->bytes),
-          .flops = 2 * elements(a.x) * static_cast<double>(a.w->rows)};
+          .flops = flops,
+          .fp8_flops = fp8_flops(*a.w, a.activations, a.precise, flops)};
 }
 
 OpCost cost_of(const op::GroupedLinear& a, std::int64_t) {
+  const double flops = 2 * elements(a.out) * static_cast<double>(a.w->cols);
   return {.bytes = bytes({a.x, a.out}) + static_cast<double>(a.w->bytes),
-          .flops = 2 * elements(a.out) * static_cast<double>(a.w->cols)};
+          .flops = flops,
+          .fp8_flops = fp8_flops(*a.w, a.activations, false, flops)};
 }
 
 OpCost cost_of(const op::Rope& a, std::int64_t) {
@@ -131,7 +142,8 @@ OpCost cost_of(const op::Experts& a, std::int64_t) {
   const double flops = 6 * elements(a.x) * per_token * static_cast<double>(a.w->intermediate);
   return {.bytes = bytes({a.x, a.out, a.out}) + static_cast<double>(a.w->bytes) * distinct / count,
           .flops = flops,
-          .int8_flops = a.activations == ExpertActivations::kInt8 ? flops : 0.0};
+          .int8_flops = a.activations == ExpertActivations::kInt8 ? flops : 0.0,
+          .fp8_flops = a.activations == ExpertActivations::kFp8 ? flops : 0.0};
 }
 
 OpCost cost_of(const op::GatherRows& a, std::int64_t) {
@@ -143,14 +155,18 @@ OpCost cost_of(const op::Linears& a, std::int64_t) {
   for (int i = 0; i < a.count; ++i) {
     const auto& product = a.products[static_cast<std::size_t>(i)];
     cost.bytes += bytes({product.out}) + static_cast<double>(product.w->bytes);
-    cost.flops += 2 * elements(a.x) * static_cast<double>(product.w->rows);
+    const double flops = 2 * elements(a.x) * static_cast<double>(product.w->rows);
+    cost.flops += flops;
+    cost.fp8_flops += fp8_flops(*product.w, a.activations, product.precise, flops);
   }
   return cost;
 }
 
 OpCost cost_of(const op::SwiGluLinear& a, std::int64_t) {
+  const double flops = 2 * elements(a.gate) * static_cast<double>(a.w->rows);
   return {.bytes = bytes({a.gate, a.up, a.out}) + static_cast<double>(a.w->bytes),
-          .flops = elements(a.gate) * (6 + 2 * static_cast<double>(a.w->rows))};
+          .flops = 6 * elements(a.gate) + flops,
+          .fp8_flops = fp8_flops(*a.w, a.activations, false, flops)};
 }
 
 OpCost cost_of(const op::HcPreNorm& a, std::int64_t context) {

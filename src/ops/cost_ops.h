@@ -8,21 +8,9 @@
 #include <cstdint>
 
 #include "ops/interceptor.h"
+#include "ops/op_cost.h"
 
 namespace quatrain {
-
-struct OpCost {
-  double bytes = 0;       ///< weights, states and activations, each read or written once
-  double flops = 0;       ///< multiply-adds count two
-  double int8_flops = 0;  ///< those of `flops` whose factors are 8-bit integers
-
-  OpCost& operator+=(const OpCost& other) {
-    bytes += other.bytes;
-    flops += other.flops;
-    int8_flops += other.int8_flops;
-    return *this;
-  }
-};
 
 #define QT_DECLARE_COST(Args, method) OpCost cost_of(const op::Args& args, std::int64_t context);
 QT_FOR_EACH_OP(QT_DECLARE_COST)

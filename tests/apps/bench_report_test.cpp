@@ -65,11 +65,13 @@ TEST(ShareOfLimit, IsTheSlowerOfReadingAndComputing) {
   EXPECT_NEAR(share_of_limit(breakdown.limits, breakdown.lines[1].cost, 40), 0.75, 1e-9);
   EXPECT_EQ(share_of_limit(breakdown.limits, breakdown.lines[0].cost, 0), 0);
   // 40 MFLOP in FP32 at 1 TFLOP/s and 80 in 8 bits at the faster of 2 and 8.
-  const DeviceLimits cpu{.read_bytes = 1e12, .flops = 1e12, .fp8_flops = 2e12, .tile_flops = 8e12};
+  const DeviceLimits cpu{.read_bytes = 1e12, .flops = 1e12, .int8_flops = 2e12, .tile_flops = 8e12};
   EXPECT_NEAR(share_of_limit(cpu, {.bytes = 1, .flops = 120e6, .int8_flops = 80e6}, 100), 0.5,
               1e-9);
   EXPECT_NEAR(share_of_limit({.flops = 1e12}, {.flops = 50e6, .int8_flops = 50e6}, 100), 0.5, 1e-9)
       << "without such a unit they are products like any other";
+  const DeviceLimits gpu{.flops = 1e12, .fp8_flops = 2e12};
+  EXPECT_NEAR(share_of_limit(gpu, {.flops = 120e6, .fp8_flops = 80e6}, 100), 0.8, 1e-9);
 }
 
 TEST(Report, MarkdownHasLlamaBenchsColumns) {

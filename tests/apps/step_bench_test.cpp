@@ -102,8 +102,8 @@ TEST(CpuLimits, AreThoseOfAMachine) {
   const DeviceLimits limits = measure_cpu_limits(pool, best_isa());
   EXPECT_GT(limits.read_bytes, 1e8);
   EXPECT_GT(limits.flops, 1e8);
-  EXPECT_DOUBLE_EQ(limits.seconds(limits.read_bytes, 0), 1);
-  EXPECT_DOUBLE_EQ(limits.seconds(0, 2 * limits.flops), 2);
+  EXPECT_DOUBLE_EQ(limits.seconds({.bytes = limits.read_bytes}), 1);
+  EXPECT_DOUBLE_EQ(limits.seconds({.flops = 2 * limits.flops}), 2);
 }
 
 }  // namespace

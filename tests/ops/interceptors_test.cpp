@@ -291,6 +291,26 @@ TEST(Cost, OfALinearIsItsWeightAndActivations) {
   EXPECT_EQ(cost.total().flops, 2 * 2.0 * 5 * 32 * 24) << "calls add up";
 }
 
+TEST(Cost, ProductsOfFp8InputsAreFp8WhereTheWeightsAre) {
+  CpuOps cpu(1);
+  RandomMatrix fp8(kMatrixKinds[7], 128, 128, 1);
+  RandomMatrix bf16(kMatrixKinds[1], 128, 128, 1);
+  const auto a = cpu.pack_linear(fp8.view()), b = cpu.pack_linear(bf16.view());
+  const Tensor x = f32({5, 128}), out = f32({5, 128});
+  const double flops = 2.0 * 5 * 128 * 128;
+  op::Linears call{.x = x, .activations = LinearActivations::kFp8};
+  call.add(*a, out);
+  call.add(*b, out);
+  EXPECT_EQ(cost_of(call, 10).flops, 2 * flops);
+  EXPECT_EQ(cost_of(call, 10).fp8_flops, flops);
+  op::Linear one{.x = x, .w = a.get(), .out = out, .activations = LinearActivations::kF16};
+  EXPECT_EQ(cost_of(one, 10).fp8_flops, 0);
+  one.activations = LinearActivations::kFp8;
+  EXPECT_EQ(cost_of(one, 10).fp8_flops, flops);
+  one.precise = true;
+  EXPECT_EQ(cost_of(one, 10).fp8_flops, 0);
+}
+
 TEST(Cost, OfExpertsCountsDistinctExperts) {
   CpuOps cpu(1);
   CostOps cost(cpu, 1000);

@@ -177,7 +177,7 @@ DeviceLimits measure_cpu_limits(ThreadPool& pool, CpuIsa isa) {
   else
     limits.flops = rate(pool, fma_plain, kInstructions * 2);
   if (__builtin_cpu_supports("avx512vnni"))
-    limits.fp8_flops = rate(pool, dot_vnni, kInstructions * 128);
+    limits.int8_flops = rate(pool, dot_vnni, kInstructions * 128);
   // best_isa() has asked the system for the use of tiles.
   if (best_isa() == CpuIsa::kAmx)
     limits.tile_flops = rate(pool, dot_tiles, static_cast<double>(kTileSteps) * 4 * 2 * 8192);
