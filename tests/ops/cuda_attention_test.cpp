@@ -314,6 +314,7 @@ class CudaAttend : public CudaTest {
     CudaTest::SetUp();
     if (IsSkipped()) return;
     StepLimits limits = roomy_limits();
+    limits.rows = 160;
     limits.context = kBlocks * 128;
     limits.index_topk = 512;
     reserve(limits);
@@ -352,6 +353,10 @@ TEST_F(CudaAttend, DecodingAtTheSizesOfFlashKeepsItsBitsInAnyBatch) {
   expect_same(rows_of(run(gpu(), a, many), 5, 1, width), alone);
   many.pop_back();  // smaller blocks
   expect_same(rows_of(run(gpu(), a, many), 5, 1, width), alone);
+  // Two parts to a block, rows in turns, and rows that have fewer tiles than parts.
+  const auto crowd = run(gpu(), a, {{-1, 0, 100}, {0, 5, 2}, {1, 4000, 1}, {3, 64, 30}});
+  expect_same(rows_of(crowd, 102, 1, width), alone);
+  expect_same(rows_of(crowd, 100, 2, width), run(gpu(), a, {{0, 5, 2}}));
   const auto prompt = run(gpu(), a, {{2, 1000, 40}});
   expect_same(rows_of(run(gpu(), a, {{1, 9, 1}, {2, 1000, 40}, {-1, 0, 1}}), 1, 40, width), prompt);
 }

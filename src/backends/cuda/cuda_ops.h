@@ -139,6 +139,7 @@ class CudaOps final : public Ops {
   std::int64_t index_score_rows_ = 0;
 
   Buffer step_latents_;    // scratch of attend: F16 [T, n]
+  Buffer parked_sums_;     // and attend_parked_bytes()
   Buffer linear_scratch_;  // split or quantised inputs of steps with many rows
   Buffer rounded_inputs_;  // F32, of linears with FP8 activations in short steps
 

@@ -100,7 +100,8 @@ cuda::AttendArgs CudaOps::kernel_args(const op::Attend& args) {
           .window = extent(args.ring, 1),
           .topk = args.selected ? extent(args.selected, 1) : 0,
           .out = f32(args.out),
-          .step_rows = step_latents_.data()};
+          .step_rows = step_latents_.data(),
+          .parked = static_cast<float*>(parked_sums_.data())};
 }
 
 void CudaOps::attend(const op::Attend& args) {

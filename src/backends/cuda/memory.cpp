@@ -196,6 +196,8 @@ void CudaOps::reserve(const StepLimits& limits) {
                                                std::max<std::int64_t>(1, limits.rows));
   index_scores_ = allocate(index_score_rows_ * row_bytes);
   step_latents_ = allocate(limits.rows * cuda::kLatentWidth * bytes_of(DType::kF16));
+  parked_sums_ = allocate(cuda::attend_parked_bytes());
+  zero(Tensor(parked_sums_.data(), DType::kU8, {parked_sums_.bytes()}));
   reserve_experts();
   reserve_linears();
   if (limits.vocab_size > cuda::kMaxVocab)

@@ -65,6 +65,7 @@ struct AttendArgs {
   int topk = 0;
   float* out = nullptr;        // [rows, heads, width]; zeros in padded rows
   void* step_rows = nullptr;   // attend_latent's scratch, F16 [rows, width]
+  float* parked = nullptr;     // and more of it, attend_parked_bytes()
   bool stores = false;         // attend_latent of a decode step: latents go to their ring as well
   bool norms_queries = false;  // attend_latent: rms_norm of every query and its rotation come first
   float query_eps = 0;
@@ -83,5 +84,7 @@ inline bool has_attend_latent(const AttendArgs& args) {
 /// As attend, for width kLatentWidth and caches that are not FP32: queries, keys and weights are
 /// rounded to F16, sums are FP32. Of the selected entries the first min(topk, visible) are read.
 void attend_latent(const AttendArgs& args, cudaStream_t stream);
+/// What attend_latent() needs of scratch whatever the step.
+std::int64_t attend_parked_bytes();
 
 }  // namespace quatrain::cuda

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shared memory of a block of attention over latents, and the softmax sums of a range of tiles
+// of keys, which its two warp groups make together.
+#pragma once
+
+#include <cmath>
+
+#include "backends/cuda/device/latent_keys.cuh"
+#include "backends/cuda/device/latent_queries.cuh"
+#include "backends/cuda/device/row_math.cuh"
+#include "backends/cuda/device/wgmma_f16.cuh"
+#include "backends/cuda/launch/attention.h"
+
+namespace quatrain::cuda::latent {
+
+inline constexpr int kThreads = kWarps * kWarp;
+inline constexpr int kGroupWarps = kWarps / 2;
+inline constexpr int kOutStride = kWidth + 8;
+
+struct Shared {
+  unsigned char q[kTileBytes];
+  union {
+    struct {
+      unsigned char keys[2][kTileBytes];
+      unsigned char weights[kHeads * kPanelRowBytes];
+    };
+    float out[kHeads][kOutStride];  // of a split
+  };
+  float largest[2][kHeads];
+  float total[2][kHeads];
+  float part_largest[2][kHeads];  // of this block's parts
+  float part_total[2][kHeads];
+  float2 turns[kWidth / 2];        // of the output's trailing pairs
+  float2 query_turns[kWidth / 2];  // of the queries'
+};
+static_assert(kHeads == kTileKeys, "queries and keys have panels of one size");
+static_assert(sizeof(float) * kHeads * kOutStride <= 2 * kTileBytes + kHeads * kPanelRowBytes);
+
+// The rotations of the row's queries and those that its output undoes; a barrier must follow before
+// they are used.
+__device__ inline void find_turns(const AttendArgs& args, int r, Shared& shared) {
+  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += kThreads) {
+    shared.turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], true);
+    shared.query_turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], false);
+  }
+}
+
+// ---- softmax and sums of a range of tiles ----
+
+// Of one thread: the rows l / 4 and l / 4 + 8 of its warp's sixteen. Scores are in units of log 2.
+struct Sums {
+  float out[kWidth / 4];  // columns of the warp group, as wgmma_f16.cuh lays them out
+  float largest[2];
+  float total[2];  // of the keys that this thread weighs
+};
+
+__device__ inline float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+__device__ inline int group_id() { return warp_id() / kGroupWarps; }
+// First of the two rows of this thread.
+__device__ inline int first_row() { return warp_id() % kGroupWarps * 16 + lane_id() / 4; }
+
+// scores = q keysᵀ for the half of the tile that this warp group scores; returns at once.
+__device__ inline void begin_scores(const Shared& shared, const unsigned char* stage,
+                                    float (&scores)[16]) {
+  constexpr int kStride = 8 * kPanelRowBytes;
+  const std::uint32_t q = shared_address(shared.q);
+  const std::uint32_t keys = shared_address(stage) + group_id() * (kTileBytes / 16);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < kWidth / 16; ++k) {
+    const int at = k / 4 * kPanelBytes + k % 4 * 32;
+    wgmma_m64n32(scores, operand(q + at, 16, kStride), operand(keys + at, 16, kStride), k > 0);
+  }
+  wgmma_commit();
+}
+
+// Turns scores into weights, for both warp groups, and rescales the sums.
+__device__ inline void weigh(Shared& shared, const float (&scores)[16], int present, float scale,
+                             Sums& sums) {
+  float scaled[16];
+  float best[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int key = 32 * group_id() + i / 4 * 8 + 2 * (lane_id() % 4) + i % 2;
+    scaled[i] = key < present ? scores[i] * scale : -INFINITY;
+    best[i / 2 % 2] = fmaxf(best[i / 2 % 2], scaled[i]);
+  }
+  float factor[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    best[h] = quad_max(best[h]);
+    if (lane_id() % 4 == 0) shared.largest[group_id()][first_row() + 8 * h] = best[h];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float other = shared.largest[1 - group_id()][first_row() + 8 * h];
+    const float largest = fmaxf(sums.largest[h], fmaxf(best[h], other));
+    factor[h] = exp2f(sums.largest[h] - largest);
+    sums.largest[h] = largest;
+    sums.total[h] *= factor[h];
+  }
+#pragma unroll
+  for (int i = 0; i < 16; i += 2) {
+    const int h = i / 2 % 2;
+    const float a = exp2f(scaled[i] - sums.largest[h]);
+    const float b = exp2f(scaled[i + 1] - sums.largest[h]);
+    sums.total[h] += a + b;
+    const int chunk = 4 * group_id() + i / 4;
+    *reinterpret_cast<std::uint32_t*>(shared.weights + panel_offset(first_row() + 8 * h, chunk) +
+                                      4 * (lane_id() % 4)) = f16_pair(a, b);
+  }
+  if (__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 4; ++i) sums.out[i] *= factor[i / 2 % 2];
+  }
+}
+
+// sums.out += weights · values for the columns of this warp group.
+__device__ inline void add_values(const Shared& shared, const unsigned char* stage, Sums& sums) {
+  constexpr int kStride = 8 * kPanelRowBytes;
+  const std::uint32_t weights = shared_address(shared.weights);
+  const std::uint32_t values = shared_address(stage) + group_id() * (kTileBytes / 2);
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < kTileKeys / 16; ++k)
+    wgmma_m64n256_rows(sums.out, operand(weights + 32 * k, 16, kStride),
+                       operand(values + 16 * kPanelRowBytes * k, kPanelBytes, kStride));
+  wgmma_commit();
+  wgmma_wait<0>();
+}
+
+// The softmax sums of the tiles [begin, end) of row r for `heads` heads with queries at q; null
+// where they are in shared memory already.
+template <CacheFormat kFormat>
+__device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys, int r,
+                          const float* q, int heads, int begin, int end, float scale, Sums& sums) {
+  const RowSources sources(args, keys, r);
+  const auto source_of = [&](int tile) {
+    const int own = tile * kTileKeys + warp_id() * kKeysPerWarp + lane_id();
+    return lane_id() < kKeysPerWarp ? sources.of(own) : Source{0};
+  };
+  const auto load = [&](Source source, int tile) {
+    load_keys<kFormat>(source, shared.keys[(tile - begin) & 1]);
+  };
+  Source next = source_of(begin + 2);
+  if (begin < end) {
+    const Source first = source_of(begin), second = source_of(begin + 1);
+    load(first, begin);
+    if (begin + 1 < end) load(second, begin + 1);
+    if (q != nullptr) load_queries(args, q, heads, shared.query_turns, shared.q);
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth / 4; ++i) sums.out[i] = 0;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sums.largest[h] = -INFINITY;
+    sums.total[h] = 0;
+  }
+  for (int tile = begin; tile < end; ++tile) {
+    const unsigned char* stage = shared.keys[(tile - begin) & 1];
+    if (tile == begin && begin + 1 < end)
+      wait_copies<1>();
+    else
+      wait_copies<0>();
+    fence_operands();
+    __syncthreads();  // the tile is there, and the other stage and the weights have been used
+    float scores[16];
+    begin_scores(shared, stage, scores);
+    if (tile > begin && tile + 1 < end) {
+      load(next, tile + 1);
+      next = source_of(tile + 2);
+    }
+    wgmma_wait<0>();
+    weigh(shared, scores, keys.count - tile * kTileKeys, scale, sums);
+    fence_operands();
+    __syncthreads();
+    add_values(shared, stage, sums);
+  }
+}
+
+}  // namespace quatrain::cuda::latent
