@@ -353,7 +353,8 @@ TEST_F(CudaAttend, DecodingAtTheSizesOfFlashKeepsItsBitsInAnyBatch) {
   expect_same(rows_of(run(gpu(), a, many), 5, 1, width), alone);
   many.pop_back();  // smaller blocks
   expect_same(rows_of(run(gpu(), a, many), 5, 1, width), alone);
-  // Two parts to a block, rows in turns, and rows that have fewer tiles than parts.
+  // Two parts to a block, then also rows in turns, and rows that have fewer tiles than parts.
+  expect_same(rows_of(run(gpu(), a, {{1, 4000, 1}, {3, 64, 31}}), 0, 1, width), alone);
   const auto crowd = run(gpu(), a, {{-1, 0, 100}, {0, 5, 2}, {1, 4000, 1}, {3, 64, 30}});
   expect_same(rows_of(crowd, 102, 1, width), alone);
   expect_same(rows_of(crowd, 100, 2, width), run(gpu(), a, {{0, 5, 2}}));

@@ -316,13 +316,14 @@ template <CacheFormat kFormat, int kParts>
 void launch_split(const AttendArgs& args, float scale, cudaStream_t stream) {
   using Wide = Split<kFormat, kParts, 1>;
   const int heads = heads_per_block(args, Wide::at_once());
-  const int head_blocks = ceil_div(args.heads, heads);
   if constexpr (kParts == 4) {
-    // No more clusters than find room for what they park.
     using Narrow = Split<kFormat, kParts, 2>;
-    const int most = std::min(Narrow::at_once(), kMostParking) / head_blocks;
-    if (args.batch.rows * head_blocks > Wide::at_once() && most > 0)
-      return Narrow::launch(args, heads, most, scale, stream);
+    // No more clusters than find room for what they park.
+    const int clusters = std::min(Narrow::at_once(), kMostParking);
+    const int fewer = heads_per_block(args, clusters),
+              most = clusters / ceil_div(args.heads, fewer);
+    if (args.batch.rows * ceil_div(args.heads, heads) > Wide::at_once() && most > 0)
+      return Narrow::launch(args, fewer, most, scale, stream);
   }
   Wide::launch(args, heads, kMaxRowBlocks, scale, stream);
 }
