@@ -320,8 +320,8 @@ void launch_split(const AttendArgs& args, float scale, cudaStream_t stream) {
     using Narrow = Split<kFormat, kParts, 2>;
     // No more clusters than find room for what they park.
     const int clusters = std::min(Narrow::at_once(), kMostParking);
-    const int fewer = heads_per_block(args, clusters),
-              most = clusters / ceil_div(args.heads, fewer);
+    const int fewer = heads_per_block(args, clusters);
+    const int most = clusters / ceil_div(args.heads, fewer);
     if (args.batch.rows * ceil_div(args.heads, heads) > Wide::at_once() && most > 0)
       return Narrow::launch(args, fewer, most, scale, stream);
   }
