@@ -104,6 +104,7 @@ class CudaOps final : public Ops {
   void product(const cuda::LinearsArgs& args, LinearActivations activations,
                std::span<const bool> precise = {});
   void fp8_product(const cuda::LinearsArgs& args);
+  Buffer allocate_zeros(std::int64_t bytes);
   void reserve_experts();
   void reserve_linears();
   void pack_projection(CudaExperts& experts, CudaExperts::Projection& p, std::int64_t e,

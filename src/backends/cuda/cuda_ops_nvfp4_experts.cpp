@@ -66,8 +66,7 @@ void CudaOps::pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix
       is_down ? cuda::second_projection(hidden, inner) : cuda::first_projection(hidden, inner);
   Buffer& buffer = is_down ? experts.second : experts.first;
   if (buffer.data() == nullptr) {
-    buffer = allocate(experts.count * shape.bytes());
-    QT_CUDA(cudaMemsetAsync(buffer.data(), 0, static_cast<std::size_t>(buffer.bytes()), stream_));
+    buffer = allocate_zeros(experts.count * shape.bytes());
   }
   cuda::PackArgs args{.rows = expected_rows,
                       .cols = expected_cols,
@@ -103,11 +102,6 @@ void CudaOps::reserve_experts() {
   experts_.row_map = allocate(slots * 4);
   experts_.row_scales = allocate(slots * 4);
   // Those of padding are read with the others, though not used: no read is of memory never written.
-  const auto allocate_zeros = [&](std::int64_t bytes) {
-    Buffer buffer = allocate(bytes);
-    zero(Tensor(buffer.data(), DType::kU8, {buffer.bytes()}));
-    return buffer;
-  };
   experts_.hidden = allocate_zeros(slots * limits_.intermediate_size * 4);
   experts_.outputs = allocate_zeros(slots * limits_.hidden_size * 4);
 
@@ -115,10 +109,8 @@ void CudaOps::reserve_experts() {
   experts_.inputs16 = allocate(std::max(2 * limits_.rows, slots) * padded(limits_.hidden_size) * 2);
   experts_.hidden16 = allocate(slots * 2 * padded(limits_.intermediate_size) * 2);
   const std::int64_t most = cuda::decode_max_tokens(as_int(limits_.experts_per_token));
-  experts_.sync =
-      allocate(std::int64_t{cuda::decode_sync_words(as_int(most * limits_.experts_per_token))} * 4);
-  QT_CUDA(cudaMemsetAsync(experts_.sync.data(), 0, static_cast<std::size_t>(experts_.sync.bytes()),
-                          stream_));
+  experts_.sync = allocate_zeros(
+      std::int64_t{cuda::decode_sync_words(as_int(most * limits_.experts_per_token))} * 4);
   experts_.tiles = allocate(cuda::most_pass_tiles(as_int(slots), as_int(limits_.num_experts)) *
                             static_cast<std::int64_t>(sizeof(cuda::PassTile)));
   experts_.tile_count = allocate(4);

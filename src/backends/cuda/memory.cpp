@@ -118,6 +118,12 @@ void CudaOps::download(void* host, const Tensor& device) {
   synchronize();
 }
 
+Buffer CudaOps::allocate_zeros(std::int64_t bytes) {
+  Buffer buffer = allocate(bytes);
+  zero(Tensor(buffer.data(), DType::kU8, {buffer.bytes()}));
+  return buffer;
+}
+
 Buffer CudaOps::allocate_host(std::int64_t bytes) {
   void* data = nullptr;
   const auto size = static_cast<std::size_t>(std::max<std::int64_t>(bytes, 256));
@@ -196,8 +202,8 @@ void CudaOps::reserve(const StepLimits& limits) {
                                                std::max<std::int64_t>(1, limits.rows));
   index_scores_ = allocate(index_score_rows_ * row_bytes);
   step_latents_ = allocate(limits.rows * cuda::kLatentWidth * bytes_of(DType::kF16));
-  parked_sums_ = allocate(cuda::attend_parked_bytes());
-  zero(Tensor(parked_sums_.data(), DType::kU8, {parked_sums_.bytes()}));
+  // Those of parts without keys are read with the others, though not used.
+  parked_sums_ = allocate_zeros(cuda::attend_parked_bytes());
   reserve_experts();
   reserve_linears();
   if (limits.vocab_size > cuda::kMaxVocab)

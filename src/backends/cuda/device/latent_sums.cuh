@@ -24,7 +24,7 @@ struct Shared {
       unsigned char keys[2][kTileBytes];
       unsigned char weights[kHeads * kPanelRowBytes];
     };
-    float out[kHeads][kOutStride];  // of a split
+    float out[kHeads][kOutStride];  // sums or results of the block
   };
   float largest[2][kHeads];
   float total[2][kHeads];

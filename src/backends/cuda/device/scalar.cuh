@@ -26,12 +26,15 @@ __device__ inline float swiglu_value(float gate, float up, float limit) {
   return gate * kSigmoid(gate) * up;
 }
 
-/// Four of them, of which the sigmoid is close enough for inputs of a product.
+/// Four of them.
+template <float (*kSigmoid)(float) = sigmoid>
+__device__ inline float4 swiglu_values(const float4& gate, const float4& up, float limit) {
+  return {swiglu_value<kSigmoid>(gate.x, up.x, limit), swiglu_value<kSigmoid>(gate.y, up.y, limit),
+          swiglu_value<kSigmoid>(gate.z, up.z, limit), swiglu_value<kSigmoid>(gate.w, up.w, limit)};
+}
+/// The same with a sigmoid that is close enough for inputs of a product.
 __device__ inline float4 swiglu_inputs(const float4& gate, const float4& up, float limit) {
-  return {swiglu_value<close_sigmoid>(gate.x, up.x, limit),
-          swiglu_value<close_sigmoid>(gate.y, up.y, limit),
-          swiglu_value<close_sigmoid>(gate.z, up.z, limit),
-          swiglu_value<close_sigmoid>(gate.w, up.w, limit)};
+  return swiglu_values<close_sigmoid>(gate, up, limit);
 }
 
 /// sqrt(log(1 + e^x)) without overflow.

@@ -11,6 +11,7 @@
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/launch.h"
+#include "backends/cuda/launch/matrix.h"
 #include "backends/cuda/launch/quantise.h"
 #include "core/codec.h"
 
@@ -63,10 +64,8 @@ __device__ float4 load_four(const Fp8RowsArgs& args, int r, int column) {
   const std::int64_t row = args.row_map != nullptr ? args.row_map[r] : r;
   const auto* x = reinterpret_cast<const float4*>(args.x + row * args.cols + column);
   if (args.up == nullptr) return *x;
-  const float4 gate = *x;
-  const float4 up = *reinterpret_cast<const float4*>(args.up + row * args.cols + column);
-  return {swiglu_value(gate.x, up.x, args.limit), swiglu_value(gate.y, up.y, args.limit),
-          swiglu_value(gate.z, up.z, args.limit), swiglu_value(gate.w, up.w, args.limit)};
+  const auto* up = reinterpret_cast<const float4*>(args.up + row * args.cols + column);
+  return swiglu_values(*x, *up, args.limit);
 }
 
 /// x counts kFp8Rows rows, y groups of kFp8Warps blocks of columns.
@@ -109,10 +108,10 @@ void nvfp4_round_rows(const RoundRowsArgs& args, cudaStream_t stream) {
 
 void fp8_quantise_rows(const Fp8RowsArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  const int blocks = (args.cols + kFp8ActivationBlock - 1) / kFp8ActivationBlock;
+  const int blocks = ceil_div(args.cols, kFp8ActivationBlock);
   launch(fp8_rows_kernel,
-         {.grid = dim3(static_cast<unsigned>((args.rows + kFp8Rows - 1) / kFp8Rows),
-                       static_cast<unsigned>((blocks + kFp8Warps - 1) / kFp8Warps)),
+         {.grid = dim3(static_cast<unsigned>(ceil_div(args.rows, kFp8Rows)),
+                       static_cast<unsigned>(ceil_div(blocks, kFp8Warps))),
           .block = kThreads},
          stream, args);
 }

@@ -218,8 +218,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_previous();
   const RowKeys keys = find_keys(args, r);
   Sums sums;
-  sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, 0,
-                     (keys.count + kTileKeys - 1) / kTileKeys, scale, sums);
+  sum_tiles<kFormat>(args, shared, keys, r, args.q + at, heads, 0, ceil_div(keys.count, kTileKeys),
+                     scale, sums);
   if (args.stores && head == 0) store_latent(args, r);
   finish_row(args, shared, sums, heads, args.sinks + head, args.out + at);
 }
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     if (r == first) wait_for_previous();
     const RowKeys keys = find_keys(args, r);
-    const int tiles = (keys.count + kTileKeys - 1) / kTileKeys;
+    const int tiles = ceil_div(keys.count, kTileKeys);
     const float* q = args.q + at;
 #pragma unroll 1
     for (int own = 0; own < kOwn; ++own) {
