@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(256, 1) multiply_kernel(float* sink) {
   cuda::wgmma_fence();
   for (int i = 0; i < kProducts; ++i) {
     cuda::wgmma_m64n256_rows(sums, cuda::operand(base + i % 4 * 32, 16, 1024),
-                             cuda::operand(base + 32768 + i % 4 * 2048, 8192, 1024));
+                             cuda::operand(base + 32768 + i % 4 * 2048, 8192, 1024), true);
     if (i % 8 == 7) cuda::wgmma_commit();
   }
   cuda::wgmma_wait<0>();

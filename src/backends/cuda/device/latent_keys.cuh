@@ -182,21 +182,22 @@ __device__ uint4 decode(const RawChunk& raw, Source source, int chunk) {
   return bf16_to_f16(raw.low);
 }
 
-// The keys of this warp into a stage; lane j < kKeysPerWarp knows the source of key j. A lane
-// copies the chunks `lane` and `lane + 32` of every key.
+// The keys of this warp into a stage; lane first + j knows the source of key j. A lane copies the
+// chunks `lane` and `lane + 32` of every key.
 template <CacheFormat kFormat>
-__device__ void load_keys(Source own, unsigned char* stage) {
+__device__ void load_keys(Source own, int first, unsigned char* stage) {
   static_assert(kKeysPerWarp == 8, "the swizzle is that of the key's number in its warp");
   constexpr int kBatch = 4;  // rows on their way through registers
   constexpr int kHalf = kWarp / 8 * kPanelBytes;
   const int chunk = lane_id();
   unsigned char* to = stage + chunk / 8 * kPanelBytes + warp_id() * kKeysPerWarp * kPanelRowBytes;
-  const bool is_direct =
-      own == 0 || (own & kF16Tag) != 0 || (kFormat == CacheFormat::kF16 && (own & kStepTag) == 0);
+  const bool is_direct = lane_id() / kKeysPerWarp != first / kKeysPerWarp || own == 0 ||
+                         (own & kF16Tag) != 0 ||
+                         (kFormat == CacheFormat::kF16 && (own & kStepTag) == 0);
   if (__all_sync(kAllLanes, is_direct)) {
 #pragma unroll
     for (int key = 0; key < kKeysPerWarp; ++key) {
-      const Source source = __shfl_sync(kAllLanes, own, key);
+      const Source source = __shfl_sync(kAllLanes, own, first + key);
       const std::uint32_t at = shared_address(to + panel_offset(key, chunk % 8));
       const auto* from = reinterpret_cast<const uint4*>(source & ~kTags) + chunk;
       copy16_or_zeros(at, from, source != 0);
@@ -211,7 +212,7 @@ __device__ void load_keys(Source own, unsigned char* stage) {
     RawChunk raw[kBatch][2];
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      sources[j] = __shfl_sync(kAllLanes, own, begin + j);
+      sources[j] = __shfl_sync(kAllLanes, own, first + begin + j);
       raw[j][0] = fetch<kFormat>(sources[j], chunk);
       raw[j][1] = fetch<kFormat>(sources[j], chunk + kWarp);
     }

@@ -13,13 +13,16 @@ namespace quatrain::cuda::latent {
 inline constexpr int kHeads = 64;  // of a block
 
 // Queries of `heads` heads at q, normalised and rotated if they are not yet: sums and bits are
-// those of norm_rope_rows.cuh. Zeros in the other rows of the tile. A warp takes a head at a time.
+// those of norm_rope_rows.cuh. A warp takes a head at a time. The other rows of the tile stay as
+// they are: a row of the products depends on no other row of the queries.
 __device__ inline void load_queries(const AttendArgs& args, const float* q, int heads,
                                     const float2* turns, unsigned char* tile) {
   constexpr int kBatch = 4;                   // heads on their way
   constexpr int kPairs = kWidth / 2 / kWarp;  // of a lane: one in each panel
-  static_assert(2 * kWarp == kPanelColumns);
-  for (int begin = warp_id(); begin < kHeads; begin += kBatch * latent::kWarps) {
+  static_assert(2 * kWarp == kPanelColumns && kMostPairs == kWarp, "the last pair may turn");
+  const int turn = lane_id() - (kWarp - args.pairs);
+#pragma unroll 1
+  for (int begin = warp_id(); begin < heads; begin += kBatch * latent::kWarps) {
     float2 x[kBatch][kPairs] = {};
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
@@ -31,21 +34,20 @@ __device__ inline void load_queries(const AttendArgs& args, const float* q, int 
     }
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
-      if (args.norms_queries && begin + j * latent::kWarps < heads) {
+      const int row = begin + j * latent::kWarps;
+      if (row >= heads) continue;
+      if (args.norms_queries) {
         float squares = 0;
 #pragma unroll
         for (int i = 0; i < kPairs; ++i)
           squares = fmaf(x[j][i].x, x[j][i].x, fmaf(x[j][i].y, x[j][i].y, squares));
         const float factor = rms_factor(warp_sum(squares), kWidth, args.query_eps);
 #pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          float y[2] = {x[j][i].x * factor, x[j][i].y * factor};
-          const int p = lane_id() + i * kWarp - (kWidth / 2 - args.pairs);
-          if (p >= 0) rotate_pair(y, turns[p]);
-          x[j][i] = {y[0], y[1]};
-        }
+        for (int i = 0; i < kPairs; ++i) x[j][i] = {x[j][i].x * factor, x[j][i].y * factor};
+        float last[2] = {x[j][kPairs - 1].x, x[j][kPairs - 1].y};
+        if (turn >= 0) rotate_pair(last, turns[turn]);
+        x[j][kPairs - 1] = {last[0], last[1]};
       }
-      const int row = begin + j * latent::kWarps;
       unsigned char* to = tile + panel_offset(row, lane_id() / 4) + lane_id() % 4 * 4;
 #pragma unroll
       for (int i = 0; i < kPairs; ++i)

@@ -16,6 +16,7 @@ namespace quatrain::cuda::latent {
 inline constexpr int kThreads = kWarps * kWarp;
 inline constexpr int kGroupWarps = kWarps / 2;
 inline constexpr int kOutStride = kWidth + 8;
+inline constexpr int kSourceTiles = kWarp / kKeysPerWarp;  // whose keys a warp looks up at once
 
 struct Shared {
   unsigned char q[kTileBytes];
@@ -30,8 +31,8 @@ struct Shared {
   float total[2][kHeads];
   float part_largest[2][kHeads];  // of this block's parts
   float part_total[2][kHeads];
-  float2 turns[kWidth / 2];        // of the output's trailing pairs
-  float2 query_turns[kWidth / 2];  // of the queries'
+  float2 turns[kMostPairs];        // of the output's trailing pairs
+  float2 query_turns[kMostPairs];  // of the queries'
 };
 static_assert(kHeads == kTileKeys, "queries and keys have panels of one size");
 static_assert(sizeof(float) * kHeads * kOutStride <= 2 * kTileBytes + kHeads * kPanelRowBytes);
@@ -49,7 +50,7 @@ __device__ inline void find_turns(const AttendArgs& args, int r, Shared& shared)
 
 // Of one thread: the rows l / 4 and l / 4 + 8 of its warp's sixteen. Scores are in units of log 2.
 struct Sums {
-  float out[kWidth / 4];  // columns of the warp group, as wgmma_f16.cuh lays them out
+  float out[kWidth / 4];  // columns of the warp group, as wgmma_f16.cuh lays them out; of keys only
   float largest[2];
   float total[2];  // of the keys that this thread weighs
 };
@@ -94,6 +95,7 @@ __device__ inline void weigh(Shared& shared, const float (&scores)[16], int pres
     best[i / 2 % 2] = fmaxf(best[i / 2 % 2], scaled[i]);
   }
   float factor[2];
+  bool grows = false;  // a maximum that sums were made with
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     best[h] = quad_max(best[h]);
@@ -105,6 +107,7 @@ __device__ inline void weigh(Shared& shared, const float (&scores)[16], int pres
     const float other = shared.largest[1 - group_id()][first_row() + 8 * h];
     const float largest = fmaxf(sums.largest[h], fmaxf(best[h], other));
     factor[h] = exp2f(sums.largest[h] - largest);
+    grows |= factor[h] != 1.0f && sums.largest[h] != -INFINITY;
     sums.largest[h] = largest;
     sums.total[h] *= factor[h];
   }
@@ -118,14 +121,15 @@ __device__ inline void weigh(Shared& shared, const float (&scores)[16], int pres
     *reinterpret_cast<std::uint32_t*>(shared.weights + panel_offset(first_row() + 8 * h, chunk) +
                                       4 * (lane_id() % 4)) = f16_pair(a, b);
   }
-  if (__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) {
+  if (__any_sync(kAllLanes, grows)) {
 #pragma unroll
     for (int i = 0; i < kWidth / 4; ++i) sums.out[i] *= factor[i / 2 % 2];
   }
 }
 
-// sums.out += weights · values for the columns of this warp group.
-__device__ inline void add_values(const Shared& shared, const unsigned char* stage, Sums& sums) {
+// sums.out (+)= weights · values for the columns of this warp group.
+__device__ inline void add_values(const Shared& shared, const unsigned char* stage, bool accumulate,
+                                  Sums& sums) {
   constexpr int kStride = 8 * kPanelRowBytes;
   const std::uint32_t weights = shared_address(shared.weights);
   const std::uint32_t values = shared_address(stage) + group_id() * (kTileBytes / 2);
@@ -133,7 +137,8 @@ __device__ inline void add_values(const Shared& shared, const unsigned char* sta
 #pragma unroll
   for (int k = 0; k < kTileKeys / 16; ++k)
     wgmma_m64n256_rows(sums.out, operand(weights + 32 * k, 16, kStride),
-                       operand(values + 16 * kPanelRowBytes * k, kPanelBytes, kStride));
+                       operand(values + 16 * kPanelRowBytes * k, kPanelBytes, kStride),
+                       accumulate || k > 0);
   wgmma_commit();
   wgmma_wait<0>();
 }
@@ -144,22 +149,22 @@ template <CacheFormat kFormat>
 __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys& keys, int r,
                           const float* q, int heads, int begin, int end, float scale, Sums& sums) {
   const RowSources sources(args, keys, r);
-  const auto source_of = [&](int tile) {
-    const int own = tile * kTileKeys + warp_id() * kKeysPerWarp + lane_id();
-    return lane_id() < kKeysPerWarp ? sources.of(own) : Source{0};
+  // Of the warp's keys in the kSourceTiles tiles from `tile` on, a lane each.
+  const auto sources_of = [&](int tile) {
+    return sources.of((tile + lane_id() / kKeysPerWarp) * kTileKeys + warp_id() * kKeysPerWarp +
+                      lane_id() % kKeysPerWarp);
   };
-  const auto load = [&](Source source, int tile) {
-    load_keys<kFormat>(source, shared.keys[(tile - begin) & 1]);
+  Source now = sources_of(begin), later = 0;
+  const auto load = [&](int tile) {
+    const int at = tile - begin;
+    load_keys<kFormat>(now, at % kSourceTiles * kKeysPerWarp, shared.keys[at & 1]);
   };
-  Source next = source_of(begin + 2);
   if (begin < end) {
-    const Source first = source_of(begin), second = source_of(begin + 1);
-    load(first, begin);
-    if (begin + 1 < end) load(second, begin + 1);
+    load(begin);
+    if (begin + 1 < end) load(begin + 1);
     if (q != nullptr) load_queries(args, q, heads, shared.query_turns, shared.q);
+    if (begin + kSourceTiles < end) later = sources_of(begin + kSourceTiles);
   }
-#pragma unroll
-  for (int i = 0; i < kWidth / 4; ++i) sums.out[i] = 0;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sums.largest[h] = -INFINITY;
@@ -176,14 +181,18 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
     float scores[16];
     begin_scores(shared, stage, scores);
     if (tile > begin && tile + 1 < end) {
-      load(next, tile + 1);
-      next = source_of(tile + 2);
+      const bool is_last = (tile + 1 - begin) % kSourceTiles == kSourceTiles - 1;
+      load(tile + 1);
+      if (is_last) {
+        now = later;
+        later = sources_of(tile + 2 + kSourceTiles);
+      }
     }
     wgmma_wait<0>();
     weigh(shared, scores, keys.count - tile * kTileKeys, scale, sums);
     fence_operands();
     __syncthreads();
-    add_values(shared, stage, sums);
+    add_values(shared, stage, tile > begin, sums);
   }
 }
 

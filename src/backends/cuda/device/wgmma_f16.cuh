@@ -46,9 +46,11 @@ __device__ inline void wgmma_m64n32(float (&d)[16], std::uint64_t a, std::uint64
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
-/// d += a b: a [64, 16] with columns contiguous, b [16, 256]: sixteen rows of four panels.
-__device__ inline void wgmma_m64n256_rows(float (&d)[128], std::uint64_t a, std::uint64_t b) {
+/// d (+)= a b: a [64, 16] with columns contiguous, b [16, 256]: sixteen rows of four panels.
+__device__ inline void wgmma_m64n256_rows(float (&d)[128], std::uint64_t a, std::uint64_t b,
+                                          bool accumulate) {
   asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
       "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "
@@ -59,7 +61,7 @@ __device__ inline void wgmma_m64n256_rows(float (&d)[128], std::uint64_t a, std:
       "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
       "%111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, "
       "%124, %125, %126, %127}, "
-      "%128, %129, 1, 1, 1, 0, 1;"
+      "%128, %129, p, 1, 1, 0, 1;\n}"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
@@ -79,7 +81,7 @@ __device__ inline void wgmma_m64n256_rows(float (&d)[128], std::uint64_t a, std:
         "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]),
         "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]),
         "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
 }  // namespace quatrain::cuda

@@ -76,10 +76,13 @@ void attend(const AttendArgs& args, cudaStream_t stream);
 
 /// Width of DeepSeek-V4's latents, which have kernels of their own.
 inline constexpr int kLatentWidth = 512;
+/// Trailing pairs that may be rotated there.
+inline constexpr int kMostPairs = 32;
 
 /// Whether attend_latent() takes it.
 inline bool has_attend_latent(const AttendArgs& args) {
-  return args.width == kLatentWidth && args.ring.format != CacheFormat::kF32;
+  return args.width == kLatentWidth && args.pairs <= kMostPairs &&
+         args.ring.format != CacheFormat::kF32;
 }
 /// As attend, for width kLatentWidth and caches that are not FP32: queries, keys and weights are
 /// rounded to F16, sums are FP32. Of the selected entries the first min(topk, visible) are read.
