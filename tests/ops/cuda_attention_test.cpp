@@ -166,9 +166,9 @@ class CudaIndexSelect : public CudaTest {
  protected:
   static constexpr std::int64_t kBlocks = 80;  // per sequence: 10,240 tokens
 
-  static std::vector<std::int32_t> run(Ops& ops, const Indexer& x,
-                                       const std::vector<Chunk>& chunks) {
-    const Step step(ops, chunks, kSlots, kBlocks);
+  static std::vector<std::int32_t> run(Ops& ops, const Indexer& x, const std::vector<Chunk>& chunks,
+                                       std::int64_t blocks = kBlocks) {
+    const Step step(ops, chunks, kSlots, blocks);
     const std::int64_t rows = step.rows(), query = x.heads * x.width;
     const std::int64_t pool_rows = step.pool_blocks * 32;
     std::vector<float> pool(static_cast<std::size_t>(pool_rows * x.width), kNaN);
@@ -209,6 +209,17 @@ TEST_F(CudaIndexSelect, SelectionEqualsTheCpus) {
                           Indexer{4, 16, 7, true}, Indexer{33, 40, 100, false}})
     ASSERT_EQ(run(gpu(), x, chunks), run(cpu(), x, chunks))
         << x.heads << " heads of " << x.width << ", top " << x.topk;
+}
+
+// A block has room for 4,096 scores; rows with more take a cluster, or turns of a block.
+TEST_F(CudaIndexSelect, SelectionEqualsTheCpusForManyKeys) {
+  constexpr std::int64_t kManyBlocks = 320;  // 10,240 keys
+  reserve_context(kManyBlocks * 128);
+  for (const Indexer x : {Indexer{4, 16, 512, true}, Indexer{1, 8, 500, true}})
+    for (const std::vector<Chunk>& chunks :
+         {std::vector<Chunk>{{0, 40958, 2}, {1, 16380, 8}}, {{2, 38000, 70}, {0, 16300, 90}}})
+      ASSERT_EQ(run(gpu(), x, chunks, kManyBlocks), run(cpu(), x, chunks, kManyBlocks))
+          << x.topk << " of the scores of " << chunks.size() << " chunks";
 }
 
 TEST_F(CudaIndexSelect, SelectionDoesNotDependOnTheBatch) {

@@ -41,6 +41,7 @@ struct Shared {
   alignas(16) unsigned char keys[2][kTileKeys * kStride];
   alignas(16) unsigned char queries[kMaxHeads * kStride];
   float weights[kMaxHeads];
+  float2 turns[kMaxIndexWidth / 2];
 };
 
 __device__ std::uint32_t f16_pair(float a, float b) {
@@ -48,57 +49,67 @@ __device__ std::uint32_t f16_pair(float a, float b) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-// The rotations of a lane's four columns of a query.
-struct Turns {
-  float2 of[2] = {{1, 0}, {1, 0}};
+// The rotations of the row's queries, by pair of columns: none but for the last pairs. A barrier
+// must follow.
+__device__ void find_turns(Shared& shared, const IndexSelectArgs& args, int position) {
+  for (int pair = static_cast<int>(threadIdx.x); pair < args.width / 2; pair += kThreads) {
+    const int p = pair - (args.width / 2 - args.pairs);
+    shared.turns[pair] = p >= 0 ? rotation(position, args.inv_freq[p], false) : float2{1.0f, 0.0f};
+  }
+}
 
-  __device__ Turns(const IndexSelectArgs& args, int position) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int p = 2 * lane_id() + j - (args.width / 2 - args.pairs);
-      if (p >= 0 && p < args.pairs) of[j] = rotation(position, args.inv_freq[p], false);
-    }
-  }
-  __device__ float4 turned(const float4& x) const {
-    float low[2] = {x.x, x.y}, high[2] = {x.z, x.w};
-    rotate_pair(low, of[0]);
-    rotate_pair(high, of[1]);
-    return {low[0], low[1], high[0], high[1]};
-  }
-};
+__device__ float4 turned(const float4& x, const float2* turns) {
+  float low[2] = {x.x, x.y}, high[2] = {x.z, x.w};
+  rotate_pair(low, turns[0]);
+  rotate_pair(high, turns[1]);
+  return {low[0], low[1], high[0], high[1]};
+}
 
 // Heads beyond the last and columns beyond the width are zero; heads beyond the last weigh nothing.
-__device__ void load_queries(Shared& shared, const IndexSelectArgs& args, int r, float scale,
-                             const Turns& turns) {
-  const float* q = args.q + std::int64_t{r} * args.heads * args.width;
-  constexpr int kWarpHeads = kMaxHeads / kWarps;
-  const int column = 4 * lane_id();
-  float4 all[kWarpHeads];  // on their way at once
+// Eight lanes have a head, and a lane every eighth four columns. Little code: it runs once.
+__device__ void load_queries(Shared& shared, const IndexSelectArgs& args, int r, float scale) {
+  constexpr int kLanes = 8;  // of a head
+  constexpr int kFours = kMaxIndexWidth / 4 / kLanes;
+  constexpr int kHeadsAtOnce = kThreads / kLanes;
+  const int first_column = lane_id() % kLanes * 4;
+  const float* q = args.q + std::int64_t{r} * args.heads * args.width + first_column;
+  const int first_head = static_cast<int>(threadIdx.x) / kLanes;
+  float4 next[kFours];
+  float next_weight = 0;
+  const auto load = [&](int h) {
+    const float* from = q + h * args.width;
 #pragma unroll
-  for (int i = 0; i < kWarpHeads; ++i) {
-    const int h = warp_id() + i * kWarps;
-    all[i] = {0, 0, 0, 0};
-    if (h < args.heads && column < args.width)
-      all[i] = *reinterpret_cast<const float4*>(q + h * args.width + column);
-  }
-  // Lane i has the weight of the warp's head i.
-  const int own_head = warp_id() + lane_id() * kWarps;
-  const float weight = lane_id() < kWarpHeads && own_head < args.heads
-                           ? args.weights[std::int64_t{r} * args.heads + own_head] * scale
-                           : 0.0f;
+    for (int i = 0; i < kFours; ++i) {
+      const int column = 4 * kLanes * i;
+      next[i] = {0, 0, 0, 0};
+      if (h < args.heads && first_column + column < args.width)
+        next[i] = *reinterpret_cast<const float4*>(from + column);
+    }
+    next_weight = h < args.heads ? args.weights[std::int64_t{r} * args.heads + h] * scale : 0.0f;
+  };
+  load(first_head);
+#pragma unroll 1
+  for (int h = first_head; h < kMaxHeads; h += kHeadsAtOnce) {
+    float4 x[kFours];
+    const float weight = next_weight;
+    float largest = 0;
 #pragma unroll
-  for (int i = 0; i < kWarpHeads; ++i) {
-    const int h = warp_id() + i * kWarps;
-    const float4 x = turns.turned(all[i]);
-    const float largest =
-        warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
-    // The power of two at or below the largest magnitude.
-    const float power =
-        fmaxf(__uint_as_float(__float_as_uint(largest) & 0x7F800000u), 1.1754943508222875e-38f);
-    const float down = 1.0f / power;
-    auto* to = reinterpret_cast<uint2*>(shared.queries + h * kStride + 2 * column);
-    *to = {f16_pair(x.x * down, x.y * down), f16_pair(x.z * down, x.w * down)};
-    if (lane_id() == i) shared.weights[h] = weight * power;
+    for (int i = 0; i < kFours; ++i) {
+      x[i] = turned(next[i], &shared.turns[(first_column + 4 * kLanes * i) / 2]);
+      largest = fmaxf(
+          largest, fmaxf(fmaxf(fabsf(x[i].x), fabsf(x[i].y)), fmaxf(fabsf(x[i].z), fabsf(x[i].w))));
+    }
+    if (h + kHeadsAtOnce < kMaxHeads) load(h + kHeadsAtOnce);
+    // The power of two at or below the largest magnitude, where it has a reciprocal.
+    const std::uint32_t exponent = min(
+        max(__float_as_uint(warp_max<kLanes>(largest)) & 0x7F800000u, 0x00800000u), 0x7E800000u);
+    const float down = __uint_as_float(0x7F000000u - exponent);
+#pragma unroll
+    for (int i = 0; i < kFours; ++i)
+      *reinterpret_cast<uint2*>(shared.queries + h * kStride +
+                                2 * (first_column + 4 * kLanes * i)) = {
+          f16_pair(x[i].x * down, x[i].y * down), f16_pair(x[i].z * down, x[i].w * down)};
+    if (lane_id() % kLanes == 0) shared.weights[h] = weight * __uint_as_float(exponent);
   }
 }
 
@@ -259,11 +270,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int* table = args.batch.block_table + std::int64_t{slot} * args.batch.blocks_per_slot;
   TileLoader<kFormat> loader;
   loader.find(args, table, begin, visible);
-  const Turns turns(args, args.batch.positions[r]);
+  find_turns(shared, args, args.batch.positions[r]);
+  __syncthreads();
   wait_for_previous();
   float* scores = args.scores + std::int64_t{blockIdx.x} * args.score_columns;
   loader.fetch(args, begin, visible, shared.keys[0]);
-  load_queries(shared, args, r, scale, turns);
+  load_queries(shared, args, r, scale);
   loader.store(shared.keys[0]);
   for (int stage = 0; begin < visible; begin += step, stage ^= 1) {
     const bool has_next = begin + step < visible;

@@ -4,13 +4,15 @@
 //
 // A row has a cluster of one to eight blocks, each with a contiguous part of the scores; their
 // histograms and counts are summed through shared memory of the cluster, so every block follows the
-// same digits. The scores of a short row fit one block, and the others leave at once. How many
-// blocks a row gets does not change the result.
+// same digits. The scores of a short row fit the registers of one block, which has a way of its own
+// (few_top_k.cuh), and the others leave at once. How many blocks a row gets does not change the
+// result.
 #include <cooperative_groups.h>
 
 #include <algorithm>
 
 #include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/few_top_k.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/attention.h"
@@ -19,13 +21,13 @@
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = few_top_k::kThreads;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kDigitBits = 11;  // three digits; the first spreads scores of one magnitude over bins
 constexpr int kDigits = 1 << kDigitBits;
-constexpr int kMaxBlocks = 8;          // of a cluster
-constexpr int kBlocksAtOnce = 264;     // two per processor
-constexpr int kScoresPerBlock = 4096;  // fewer are not worth another block
+constexpr int kMaxBlocks = 8;                            // of a cluster
+constexpr int kBlocksAtOnce = 264;                       // two per processor
+constexpr int kScoresPerBlock = few_top_k::kMostScores;  // fewer are not worth another block
 
 struct Shared {
   alignas(8) int histogram[2][kDigits];  // by turns: other blocks still read the last one
@@ -37,6 +39,7 @@ struct Shared {
   int all_larger;
   int all_equal;
   float scores[kScoresPerBlock];  // of the block, where they fit
+  few_top_k::Shared few;
 };
 
 // The digit of the `remaining`-th largest candidate, and how many of that digit are still wanted.
@@ -88,14 +91,6 @@ struct Threshold {
   int equal;     // how many scores equal to it are selected
 };
 
-// Of all blocks that take part.
-__device__ void sync_blocks(int blocks) {
-  if (blocks == 1)
-    __syncthreads();
-  else
-    cooperative_groups::this_cluster().sync();
-}
-
 __device__ Threshold find_threshold(Shared& shared, const float* scores, int blocks, int begin,
                                     int end, int k) {
   auto cluster = cooperative_groups::this_cluster();
@@ -108,12 +103,12 @@ __device__ Threshold find_threshold(Shared& shared, const float* scores, int blo
     int* histogram = shared.histogram[turn % 2];
     __syncthreads();
     count_digits(histogram, scores, begin, end, found.key, known, shift);
-    sync_blocks(blocks);
+    cluster.sync();
     int high = 0, low = 0;  // counts of this thread's digits in all blocks
 #pragma unroll
     for (int b = 0; b < kMaxBlocks; ++b)
       if (b < blocks) {
-        const int* all = blocks == 1 ? histogram : cluster.map_shared_rank(histogram, b);
+        const int* all = cluster.map_shared_rank(histogram, b);
         const int* from = all + kDigits - 2 - 2 * t;
         const int2 pair = *reinterpret_cast<const int2*>(from);
         high += pair.y;
@@ -130,7 +125,7 @@ __device__ Threshold find_threshold(Shared& shared, const float* scores, int blo
 
 // selected = indices of all scores above the threshold and of the first ones equal to it,
 // ascending. A warp takes a contiguous part, counts it, and writes it once it knows what precedes.
-__device__ void compact(Shared& shared, const float* scores, int blocks, int begin, int end,
+__device__ void compact(Shared& shared, const float* scores, int begin, int end,
                         Threshold threshold, int* selected) {
   auto cluster = cooperative_groups::this_cluster();
   const int rounds = (end - begin + kThreads - 1) / kThreads;
@@ -159,17 +154,15 @@ __device__ void compact(Shared& shared, const float* scores, int blocks, int beg
   const bool is_before = lane_id() < warp_id();
   int larger_before = __reduce_add_sync(kAllLanes, is_before ? of_lane_larger : 0);
   int equal_before = __reduce_add_sync(kAllLanes, is_before ? of_lane_equal : 0);
-  if (blocks > 1) {
-    if (warp_id() == 0) {
-      shared.all_larger = __reduce_add_sync(kAllLanes, of_lane_larger);
-      shared.all_equal = __reduce_add_sync(kAllLanes, of_lane_equal);
-    }
-    cluster.sync();
-    for (unsigned b = 0; b < cluster.block_rank(); ++b) {
-      const Shared& earlier = *cluster.map_shared_rank(&shared, b);
-      larger_before += earlier.all_larger;
-      equal_before += earlier.all_equal;
-    }
+  if (warp_id() == 0) {
+    shared.all_larger = __reduce_add_sync(kAllLanes, of_lane_larger);
+    shared.all_equal = __reduce_add_sync(kAllLanes, of_lane_equal);
+  }
+  cluster.sync();
+  for (unsigned b = 0; b < cluster.block_rank(); ++b) {
+    const Shared& earlier = *cluster.map_shared_rank(&shared, b);
+    larger_before += earlier.all_larger;
+    equal_before += earlier.all_equal;
   }
   const unsigned lower_lanes = (1u << lane_id()) - 1;
   for (int first = own_begin; first < own_end; first += kWarp) {
@@ -183,7 +176,7 @@ __device__ void compact(Shared& shared, const float* scores, int blocks, int beg
     larger_before += __popc(larger);
     equal_before += __popc(equal);
   }
-  if (blocks > 1) cluster.sync();  // nobody leaves while its counts are read
+  cluster.sync();  // nobody leaves while its counts are read
 }
 
 __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, int first_row) {
@@ -203,6 +196,8 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, i
     return;
   }
   const float* scores = args.scores + std::int64_t{blockIdx.y} * args.score_columns;
+  if (visible <= kScoresPerBlock)
+    return few_top_k::select(shared.few, scores, visible, args.topk, selected);
   const int part = (visible + blocks - 1) / blocks;
   const int begin = min(visible, rank * part);
   const int end = min(visible, begin + part);
@@ -213,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, i
     __syncthreads();
   }
   const Threshold threshold = find_threshold(shared, scores, blocks, begin, end, args.topk);
-  compact(shared, scores, blocks, begin, end, threshold, selected);
+  compact(shared, scores, begin, end, threshold, selected);
 }
 
 }  // namespace
