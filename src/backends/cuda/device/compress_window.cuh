@@ -44,7 +44,7 @@ class Window {
   /// The first window of a sequence has no previous one.
   __device__ int first_slot() const { return overlaps_ && start() == 0 ? ratio_ : 0; }
 
-  /// f(score, value) for channel c of the slots [begin, end) in order. Loads of several slots are
+  /// f(score, value) for channel c of the slots [begin, end) in order. Loads of eight slots are
   /// under way at once: no branch stands between them.
   template <class F>
   __device__ void for_slots(int begin, int end, int c, F&& f) const {
@@ -62,6 +62,19 @@ class Window {
       const int phase = slot >= ratio_ ? slot - ratio_ : slot;
       f(args_.scores[at] + args_.bias[phase * args_.channels + channel(slot, c)], args_.values[at]);
     }
+  }
+  /// Score and value of channel c in one slot of an earlier step or of this one, without a branch.
+  __device__ void load(int slot, int c, float& score, float& value) const {
+    const bool is_old = slot < step_slot_;
+    int row = state_row_ + slot;
+    if (row >= args_.capacity) row -= args_.capacity;
+    const std::int64_t at = is_old ? state_at_ + std::int64_t{row} * args_.channels
+                                   : step_at_ + std::int64_t{slot} * args_.channels;
+    const int phase = slot >= ratio_ ? slot - ratio_ : slot;
+    const int of = channel(slot, c);
+    const float bias = is_old ? 0.0f : args_.bias[phase * args_.channels + of];
+    score = (is_old ? args_.state_scores : args_.scores)[at + of] + bias;
+    value = (is_old ? args_.state_values : args_.values)[at + of];
   }
 
   /// Keeps this row, batch row r, for later steps. The position bias depends on the absolute
@@ -100,16 +113,12 @@ struct Pool {
   float total = 0;
   float sum = 0;
 
-  // Two passes, so that no load waits for the one before.
-  __device__ Pool(const Window& window, int begin, int end, int c) {
-    window.for_slots(begin, end, c, [&](float score, float) { largest = fmaxf(largest, score); });
-    window.for_slots(begin, end, c, [&](float score, float value) {
-      const float weight = expf(score - largest);
-      total += weight;
-      sum += weight * value;
-    });
+  // Once the largest score is known.
+  __device__ void weigh(float score, float value) {
+    const float weight = expf(score - largest);
+    total += weight;
+    sum += weight * value;
   }
-
   __device__ void add(float other_largest, float other_total, float other_sum) {
     const float best = fmaxf(largest, other_largest);
     const float own = expf(largest - best);
@@ -118,6 +127,37 @@ struct Pool {
     sum = sum * own + other_sum * other;
   }
 };
+
+// Of the slots [begin, end). Two passes, so that no load waits for the one before.
+__device__ inline Pool pool_slots(const Window& window, int begin, int end, int c) {
+  Pool pool;
+  window.for_slots(begin, end, c,
+                   [&](float score, float) { pool.largest = fmaxf(pool.largest, score); });
+  window.for_slots(begin, end, c, [&](float score, float value) { pool.weigh(score, value); });
+  return pool;
+}
+// The same of few slots, whose loads are all under way at once, or eight of them.
+__device__ inline Pool pool_few_slots(const Window& window, int begin, int end, int c) {
+  constexpr int kAtOnce = 8;
+  Pool pool;
+  float scores[kAtOnce], values[kAtOnce];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) window.load(min(first + i, end - 1), c, scores[i], values[i]);
+  };
+  for (int first = begin; first < end; first += kAtOnce) {
+    load(first);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) pool.largest = fmaxf(pool.largest, scores[i]);
+  }
+  for (int first = begin; first < end; first += kAtOnce) {
+    if (end - begin > kAtOnce) load(first);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i < end) pool.weigh(scores[i], values[i]);
+  }
+  return pool;
+}
 
 // The pooled channels of a window, to shared memory. With kParts = 2 the second half of the block
 // pools the later slots. `halves` has room for three numbers per channel. Ends with a barrier.
@@ -131,12 +171,12 @@ __device__ void pool_window(const Window& window, int width, float* entry, float
     const int c = c0 + static_cast<int>(threadIdx.x) % threads;
     if constexpr (kParts == 1) {
       if (c >= width) continue;
-      const Pool pool(window, first, window.slots(), c);
+      const Pool pool = pool_few_slots(window, first, window.slots(), c);
       entry[c] = pool.sum / pool.total;
     } else {
       const bool is_late = part == 1;
-      Pool pool(window, is_late ? middle : first, is_late ? window.slots() : middle,
-                min(c, width - 1));
+      Pool pool = pool_slots(window, is_late ? middle : first, is_late ? window.slots() : middle,
+                             min(c, width - 1));
       if (is_late && c < width) {
         halves[c] = pool.largest;
         halves[width + c] = pool.total;
@@ -152,47 +192,71 @@ __device__ void pool_window(const Window& window, int width, float* entry, float
   __syncthreads();
 }
 
-// Normalises, rotates and rounds the pooled entry in shared memory. Comes and ends with a barrier.
-// The order of the sum does not depend on the threads of the block.
-__device__ inline void finish_entry(float* entry, const CompressArgs& args, int start,
+// What a block needs of shared memory for an entry.
+struct EntryScratch {
+  float* entry;   // [width]
+  float* weight;  // [width] of its norm
+  float2* turns;  // [pairs] its rotations
+  float* halves;  // [3, width] with kManySlots or more
+
+  __device__ EntryScratch(const CompressArgs& args, float2* memory)
+      : entry(reinterpret_cast<float*>(memory)),
+        weight(entry + args.width),
+        turns(memory + args.width),
+        halves(reinterpret_cast<float*>(turns + args.pairs)) {}
+};
+
+// What an entry needs and no other kernel writes; a barrier must follow.
+__device__ inline void prepare_entry(const CompressArgs& args, const Window& window,
+                                     const EntryScratch& to) {
+  if (!window.closes()) return;
+  for (int c = static_cast<int>(threadIdx.x); c < args.width; c += blockDim.x)
+    to.weight[c] = args.norm_weight[c];
+  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += blockDim.x)
+    to.turns[p] = rotation(window.start(), args.inv_freq[p], false);
+}
+
+// Normalises, rotates and rounds the pooled entry. Comes and ends with a barrier. The order of the
+// sum does not depend on the threads of the block.
+__device__ inline void finish_entry(const CompressArgs& args, const EntryScratch& at,
                                     float* scratch) {
   const int first = static_cast<int>(threadIdx.x);
   const int step = static_cast<int>(blockDim.x);
+  float* entry = at.entry;
   float squares = 0;
   if (first < kNormThreads)
     for (int c = first; c < args.width; c += kNormThreads) squares += entry[c] * entry[c];
   const float factor = rms_factor(block_sum(squares, scratch), args.width, args.eps);
-  for (int c = first; c < args.width; c += step)
-    entry[c] = args.norm_weight[c] * (entry[c] * factor);
+  for (int c = first; c < args.width; c += step) entry[c] = at.weight[c] * (entry[c] * factor);
   __syncthreads();
   float* tail = entry + args.width - 2 * args.pairs;
-  for (int p = first; p < args.pairs; p += step)
-    rotate_pair(tail + 2 * p, rotation(start, args.inv_freq[p], false));
+  for (int p = first; p < args.pairs; p += step) rotate_pair(tail + 2 * p, at.turns[p]);
   __syncthreads();
   round_row_to_grid(entry, args.width, args.grid, 2 * args.pairs);
 }
 
 // Row r of the step by all threads of a block of whole warps: at least `width` of them, or at least
-// kNormThreads. Rows that are alone in their sequence's chunk are kept at once: what they replace
-// has left every window. The others' turn comes after all windows of the step. `entry` has room for
-// `width` floats, four times that for kManySlots and more.
+// kNormThreads, once the entry has been prepared. Rows that are alone in their sequence's chunk are
+// kept at once: what they replace has left every window. The others' turn comes after all windows
+// of the step.
 __device__ inline void compress_row(const CompressArgs& args, const Window& window, int r,
-                                    float* entry) {
+                                    const EntryScratch& at) {
   __shared__ float scratch[kReduceScratch];
   if (is_alone(args.batch, r)) window.keep(r);
   if (!window.closes()) return;
   if (window.slots() >= kManySlots)
-    pool_window<2>(window, args.width, entry, entry + args.width);
+    pool_window<2>(window, args.width, at.entry, at.halves);
   else
-    pool_window<1>(window, args.width, entry, nullptr);
-  finish_entry(entry, args, window.start(), scratch);
+    pool_window<1>(window, args.width, at.entry, nullptr);
+  finish_entry(args, at, scratch);
   const PagedRows paged(args.batch, args.entries, args.batch.slots[r]);
-  store_row(args.entries.rows, paged.row(window.start() / args.entries.ratio), entry);
+  store_row(args.entries.rows, paged.row(window.start() / args.entries.ratio), at.entry);
 }
 
-// Floats of `entry`.
-inline int compress_scratch(const CompressArgs& args) {
-  return (args.entries.ratio >= kManySlots ? 4 : 1) * args.width;
+// Bytes of EntryScratch.
+inline std::size_t compress_scratch(const CompressArgs& args) {
+  const int rows = args.entries.ratio >= kManySlots ? 5 : 2;
+  return static_cast<std::size_t>(rows * args.width + 2 * args.pairs) * sizeof(float);
 }
 
 }  // namespace quatrain::cuda

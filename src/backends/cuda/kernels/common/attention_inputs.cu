@@ -24,8 +24,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const CompressArgs& compressor = args.compressors[block];
   const int slot = compressor.batch.slots[r];
   const Window window(compressor, r);
+  const EntryScratch entry(compressor, scratch);
+  if (slot >= 0) prepare_entry(compressor, window, entry);
   wait_for_previous();
-  if (slot >= 0) compress_row(compressor, window, r, reinterpret_cast<float*>(scratch));
+  if (slot >= 0) compress_row(compressor, window, r, entry);
 }
 
 }  // namespace
@@ -34,8 +36,7 @@ void attention_inputs(const AttentionInputsArgs& args, cudaStream_t stream) {
   if (args.norm_rope.rows == 0) return;
   std::size_t shared = norm_rope_scratch(args.norm_rope);
   for (int i = 0; i < args.count; ++i)
-    shared = std::max(
-        shared, static_cast<std::size_t>(compress_scratch(args.compressors[i])) * sizeof(float));
+    shared = std::max(shared, compress_scratch(args.compressors[i]));
   const unsigned blocks =
       norm_rope_blocks(args.norm_rope, kWarps) + static_cast<unsigned>(args.count);
   launch(attention_inputs_kernel,

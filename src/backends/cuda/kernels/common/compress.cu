@@ -13,12 +13,15 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 __global__ void __launch_bounds__(kMaxThreads) compress_kernel(CompressArgs args) {
-  extern __shared__ float entry[];
+  extern __shared__ float2 scratch[];
   let_next_start();
-  wait_for_previous();
   const int r = static_cast<int>(blockIdx.x);
-  if (args.batch.slots[r] < 0) return;
-  compress_row(args, Window(args, r), r, entry);
+  const bool is_row = args.batch.slots[r] >= 0;
+  const Window window(args, r);
+  const EntryScratch entry(args, scratch);
+  if (is_row) prepare_entry(args, window, entry);
+  wait_for_previous();
+  if (is_row) compress_row(args, window, r, entry);
 }
 
 // Keeps the last rows of chunks of several rows, once all windows of the step have been pooled.
@@ -41,7 +44,7 @@ void compress(const CompressArgs& args, cudaStream_t stream) {
   launch(compress_kernel,
          {.grid = static_cast<unsigned>(args.batch.rows),
           .block = static_cast<unsigned>(parts * threads),
-          .shared = static_cast<std::size_t>(compress_scratch(args)) * sizeof(float)},
+          .shared = compress_scratch(args)},
          stream, args);
   keep_chunks(args, stream);
 }
