@@ -172,7 +172,7 @@ void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
       .routed = routed_tokens(args),
       .source = f32(args.x),
       .source_rows = tokens,
-      .inputs = {.values = as<std::uint16_t>(experts_.inputs16), .slots_per_row = k},
+      .inputs = {.values = as<std::uint16_t>(experts_.inputs16), .slots_per_row = cuda::Divisor(k)},
       .middle = {.values = as<std::uint16_t>(experts_.hidden16)},
       .hidden = as<float>(experts_.hidden),
       .outputs = as<float>(experts_.outputs),
@@ -185,7 +185,7 @@ void CudaOps::decode_experts(const op::Experts& args, const CudaExperts& all) {
   // What lies between the projections needs whole rows: a launch each.
   const auto hidden = static_cast<int>(all.hidden), inner = static_cast<int>(all.intermediate);
   const int slots = tokens * k;
-  if (launch.routed.weight_first) launch.source_rows = slots, launch.inputs.slots_per_row = 1;
+  if (launch.routed.weight_first) launch.source_rows = slots, launch.inputs.slots_per_row = {};
   round_expert_rows(args, all.w1, launch.source, launch.source_rows, hidden, launch.outputs);
   launch.source = launch.outputs;
   launch.second = false;
@@ -256,12 +256,12 @@ void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
     launch.hidden16 = as<std::uint16_t>(experts_.hidden16);
   }
   cuda::convert_rows(x, rows, launch.w.hidden, routed.parts, launch.inputs.values, stream_);
-  launch.inputs.slots_per_row = slots / rows;
+  launch.inputs.slots_per_row = cuda::Divisor(slots / rows);
   cuda::experts_prefill(launch, stream_);
 
   launch.first = false;
   launch.inputs.values = as<std::uint16_t>(experts_.hidden16);
-  launch.inputs.slots_per_row = 1;
+  launch.inputs.slots_per_row = {};
   if (rounds) {
     round_expert_rows(args, all.w2, launch.hidden, slots, launch.w.inner, launch.hidden);
     cuda::convert_rows(launch.hidden, slots, launch.w.inner, routed.parts, launch.inputs.values,
@@ -286,11 +286,11 @@ void CudaOps::prefill_fp8_experts(const op::Experts& args, const CudaExperts& al
   launch.hidden = rows_in(experts_.hidden16, routed.tokens * routed.k, launch.common.w.inner);
   cuda::quantise_expert_rows(f32(args.x), routed.tokens, launch.common.w.hidden, launch.inputs,
                              stream_);
-  launch.common.inputs.slots_per_row = routed.k;
+  launch.common.inputs.slots_per_row = cuda::Divisor(routed.k);
   cuda::experts_prefill_fp8(launch, stream_);
 
   launch.common.first = false;
-  launch.common.inputs.slots_per_row = 1;
+  launch.common.inputs.slots_per_row = {};
   launch.common.outputs16 = as<std::uint16_t>(experts_.outputs);
   launch.inputs = launch.hidden;
   cuda::experts_prefill_fp8(launch, stream_);

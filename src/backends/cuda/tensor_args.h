@@ -66,7 +66,7 @@ inline cuda::PoolView view_of(const RowPool& pool, CacheContent content, int wid
   if (!pool.rows) return {};
   return {.rows = cache_rows(pool.rows, content, width),
           .ratio = as_int(pool.ratio),
-          .per_block = as_int(kBlockTokens / pool.ratio)};
+          .per_block = cuda::Divisor(as_int(kBlockTokens / pool.ratio))};
 }
 
 inline cuda::Grid kernel_grid(CacheGrid grid) {

@@ -42,7 +42,8 @@ class DecodeResults {
         if (token >= tile.count) continue;
         const int slot = sorted_[tile.first + token];
         float unit = kPackedUnit;
-        if (inputs.row_scales != nullptr) unit *= inputs.row_scales[slot / inputs.slots_per_row];
+        if (inputs.row_scales != nullptr)
+          unit *= inputs.row_scales[inputs.slots_per_row.quotient(slot)];
         const float low = totals[g][i] * (scales.low * unit);
         const float high = totals[g][2 + i] * (scales.high * unit);
         if (is_first)

@@ -120,24 +120,40 @@ __device__ void add_units(const float4* from, int units, int groups,
 }
 
 /// out[t] += Σ_i weights[t, i] outputs[t * k + i], in order of i; rows of padding stay as they are.
-/// `thread` of `threads`.
-__device__ inline void combine_outputs(const DecodeArgs& args, int thread, int threads) {
+/// `thread` of `threads`; all of a warp call wait(), after which all outputs are there.
+template <class Wait>
+__device__ void combine_outputs(const DecodeArgs& args, int thread, int threads, const Wait& wait) {
   constexpr int kAtOnce = 8;  // loads under way
   const RoutedTokens& routed = args.routed;
-  const int hidden = args.w.hidden;
-  const int all = routed.tokens * hidden;
-  for (int i = thread; i < all; i += threads) {
-    const int t = i / hidden;
-    const bool is_padding = routed.batch_slots[t] < 0;
-    float sum = args.out[i];
-    for (int begin = 0; begin < routed.k; begin += kAtOnce) {
-      float value[kAtOnce], weight[kAtOnce];
+  const int all = routed.tokens * args.w.hidden;
+  float sum = 0;
+  float weight[kAtOnce] = {};
+  bool is_padding = true;
+  const auto slot_of = [&](int t, int i) { return t * routed.k + min(i, routed.k - 1); };
+  const auto load_weights = [&](int t, int begin) {
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int slot = t * routed.k + min(begin + j, routed.k - 1);
-        value[j] = __ldcg(args.outputs + std::int64_t{slot} * hidden + (i - t * hidden));
-        weight[j] = routed.weight_first ? 1.0f : routed.weights[slot];
-      }
+    for (int j = 0; j < kAtOnce; ++j)
+      weight[j] = routed.weight_first ? 1.0f : routed.weights[slot_of(t, begin + j)];
+  };
+  // What is known before the outputs.
+  const auto begin_sum = [&](int i) {
+    const int t = args.columns.quotient(i);
+    is_padding = routed.batch_slots[t] < 0;
+    sum = args.out[i];
+    load_weights(t, 0);
+  };
+  if (thread < all) begin_sum(thread);
+  wait();
+  for (int i = thread; i < all; i += threads) {
+    if (i != thread) begin_sum(i);
+    const int t = args.columns.quotient(i);
+    for (int begin = 0; begin < routed.k; begin += kAtOnce) {
+      float value[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        value[j] = __ldcg(args.outputs + std::int64_t{slot_of(t, begin + j)} * args.w.hidden +
+                          args.columns.remainder(i));
+      if (begin > 0) load_weights(t, begin);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
         if (begin + j < routed.k) sum += weight[j] * value[j];

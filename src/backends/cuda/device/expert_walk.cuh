@@ -31,24 +31,23 @@ struct Pass {
 /// because it then meets few tokens.
 inline constexpr int kDealtTiles = 8;
 
-__device__ inline Pass make_pass(const std::uint8_t* weights, const PackedShape& shape, int tiles) {
-  Pass pass = {weights, shape.bytes(), shape.col_chunks(),
-               (shape.rows + kGroupRows - 1) / kGroupRows};
+/// `blocks` are those of the grid, `groups` those of an expert.
+__device__ inline Pass make_pass(const std::uint8_t* weights, const PackedShape& shape, int tiles,
+                                 const Divisor& blocks, const Divisor& groups) {
+  Pass pass = {weights, shape.bytes(), shape.col_chunks(), groups.value()};
   const int all = tiles * pass.groups;
-  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+  const int block = static_cast<int>(blockIdx.x);
+  const int share = blocks.quotient(all), left = all - share * blocks.value();
   int first = block;
-  pass.step = blocks;
-  pass.count = (all - block + blocks - 1) / blocks;
+  pass.step = blocks.value();
+  pass.count = share + (block < left ? 1 : 0);
   if (tiles > kDealtTiles) {
-    // all * block / blocks, without numbers that large
-    const auto begin = [&](int b) { return all / blocks * b + all % blocks * b / blocks; };
-    first = begin(block);
+    first = share * block + min(block, left);
     pass.step = 1;
-    pass.count = begin(block + 1) - first;
   }
-  pass.first_tile = first / pass.groups;
-  pass.first_group = first % pass.groups;
-  pass.last_tile = (first + (pass.count - 1) * pass.step) / pass.groups;
+  pass.first_tile = groups.quotient(first);
+  pass.first_group = groups.remainder(first);
+  pass.last_tile = groups.quotient(max(first + (pass.count - 1) * pass.step, 0));
   return pass;
 }
 

@@ -119,22 +119,33 @@ template <LinearKind kKind, int kThreads, int kTokens>
 __device__ inline void split_inputs(const InputRows& rows, int first_column, int blocks,
                                     const SplitInputs<kTokens, kParts<kKind>>& out) {
   constexpr int kPitch = kThreads / 16;
-  const int first = static_cast<int>(threadIdx.x) / 16;
   const int column = first_column + lane_id() % 16 * 8;
   const int items = rows.tokens * blocks;
-  InputOctet next, next_up;
-  const auto load_next = [&](int item) {
-    const int at = column + item % blocks * kLinearBlock;
-    next.load(rows, rows.x, item / blocks, at);
-    if (rows.up != nullptr) next_up.load(rows, rows.up, item / blocks, at);
+  // Item i is block i % blocks of token i / blocks, counted rather than divided.
+  int token = 0, block = static_cast<int>(threadIdx.x) / 16;
+  const auto settle = [&] {
+    while (block >= blocks) {
+      block -= blocks;
+      ++token;
+    }
   };
-  load_next(first);
+  settle();
+  InputOctet next, next_up;
+  const auto load_next = [&] {
+    const int at = column + block * kLinearBlock;
+    next.load(rows, rows.x, token, at);
+    if (rows.up != nullptr) next_up.load(rows, rows.up, token, at);
+  };
+  load_next();
 #pragma unroll 1
   for (int i = 0; i < items; i += kPitch) {  // all of a warp or none, whose lanes compare
     InputOctet v = next;
     if (rows.up != nullptr) v.gate(next_up, rows.limit);
-    if (i + kPitch < items) load_next(i + kPitch + first);
-    split_octet<kKind, kTokens>(v, out, (i + first) % blocks, (i + first) / blocks);
+    const int loaded_token = token, loaded_block = block;
+    block += kPitch;
+    settle();
+    if (i + kPitch < items) load_next();
+    split_octet<kKind, kTokens>(v, out, loaded_block, loaded_token);
   }
 }
 

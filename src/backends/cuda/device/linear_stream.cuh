@@ -101,11 +101,11 @@ struct Share {
 
 __device__ inline Share share_of(const LinearStream& args, const StreamPart& part, int most) {
   const int local = static_cast<int>(cluster_index()) - part.first_cluster;
-  const int nth = local % part.clusters;
+  const int nth = part.clusters.remainder(local);
   Share share;
-  share.group = local / part.clusters;
-  share.first = part.strips * nth / part.clusters;
-  share.end = part.strips * (nth + 1) / part.clusters;
+  share.group = part.clusters.quotient(local);
+  share.first = part.clusters.quotient(part.strips * nth);
+  share.end = part.clusters.quotient(part.strips * (nth + 1));
   share.first_slice = static_cast<int>(cluster_rank()) * args.slices_per_block;
   share.end_slice = min(share.first_slice + args.slices_per_block, args.slices);
   share.token0 = static_cast<int>(blockIdx.y) * most;

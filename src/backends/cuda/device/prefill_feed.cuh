@@ -38,7 +38,7 @@ __device__ inline void fill_table(const PrefillArgs& args, const PassTile& tile,
     const int n = first + step * kGatherStep;
     // Columns past the count repeat the last token; nobody looks at their sums.
     const int slot = args.sorted[tile.first + min(n, tile.count - 1)];
-    const int row = slot / args.inputs.slots_per_row;
+    const int row = args.inputs.slots_per_row.quotient(slot);
     const float* scales = args.inputs.row_scales;
     table.offsets[first][step] = static_cast<unsigned>(row) * static_cast<unsigned>(row_pieces);
     if (n >= kWidestPass) continue;

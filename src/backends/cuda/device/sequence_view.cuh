@@ -18,12 +18,13 @@ class PagedRows {
 
   /// Row of the pool that holds row w of the sequence.
   __device__ std::int64_t row(int w) const {
-    return std::int64_t{table_[w / per_block_]} * per_block_ + w % per_block_;
+    const int block = per_block_.quotient(w);
+    return (std::int64_t{table_[block]} - block) * per_block_.value() + w;
   }
 
  private:
   const int* table_;
-  int per_block_;
+  const Divisor& per_block_;
 };
 
 /// Rows by absolute position of the sequence of batch row `row`, which is no padding: this step's

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "backends/cuda/launch/divisor.h"
+
 namespace quatrain::cuda {
 
 /// A row with slot −1 is padding: only its slot may be read.
@@ -37,7 +39,7 @@ struct CacheRows {
 struct PoolView {
   CacheRows rows;  // [blocks * per_block, width]; null when there are none
   int ratio = 0;   // tokens per row
-  int per_block = 0;
+  Divisor per_block{};
 };
 
 }  // namespace quatrain::cuda

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/launch/divisor.h"
 #include "backends/cuda/launch/experts_config.h"
 #include "backends/cuda/launch/experts_layout.h"
 
@@ -61,7 +62,7 @@ struct RoutedTokens {
 /// [rows, chunks, parts, 256] for the decode kernel, by decode_input_place().
 struct InputRows {
   std::uint16_t* values = nullptr;
-  int slots_per_row = 1;              // slot s reads row s / slots_per_row
+  Divisor slots_per_row{};            // slot s reads row s / slots_per_row
   const float* row_scales = nullptr;  // multiply the products of a row; null for 1
 };
 
@@ -84,10 +85,12 @@ struct DecodeArgs {
   float* outputs = nullptr;       // F32 [T * k, hidden], by slot
   float* out = nullptr;           // F32 [T, hidden], added to
   std::uint32_t* sync = nullptr;  // decode_sync_words()
+  Divisor blocks{}, columns{};    // of the grid and of `out`: set by experts_decode(), and
+  Divisor groups[2]{};            // of rows in both projections of an expert
 };
 
 /// A few tokens: bound by the bytes of the weights. A row's bits depend on nothing but the row.
-void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStream_t stream);
+void experts_decode(DecodeArgs args, const DecodeConfig& config, cudaStream_t stream);
 
 /// Up to kWidestPass slots of one expert: sorted[first, first + count), in one pass over its
 /// weights.

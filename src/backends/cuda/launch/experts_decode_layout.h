@@ -13,6 +13,9 @@ namespace quatrain::cuda {
 inline constexpr int kStreamWarps = 16;
 inline constexpr int kGroupRows = kChunkRows;
 inline constexpr int kGroupSlabs = kGroupRows / 16;
+inline int groups_of(const PackedShape& shape) {
+  return (shape.rows + kGroupRows - 1) / kGroupRows;
+}
 inline constexpr int kRingBytes = 2 * kChunkBytes;
 
 /// Rounds of the stream, a unit of each warp, whose sums may wait to be added up.

@@ -105,10 +105,11 @@ void share_out(LinearStream& args, int clusters) {
     StreamPart& part = args.part[p];
     const std::int64_t bytes = part.strips * strip_bytes(part.kind);
     const int fair = static_cast<int>((left * bytes + bytes_left / 2) / bytes_left);
-    part.clusters = std::clamp(fair, 1, part.strips);
+    const int count = std::clamp(fair, 1, part.strips);
+    part.clusters = Divisor(count);
     part.first_cluster = first;
-    first += part.clusters * args.groups;
-    left = std::max(0, left - part.clusters);
+    first += count * args.groups;
+    left = std::max(0, left - count);
     bytes_left -= bytes;
   }
 }

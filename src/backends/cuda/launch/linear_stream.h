@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/launch/divisor.h"
 #include "backends/cuda/launch/linear.h"
 
 namespace quatrain::cuda {
@@ -26,14 +27,15 @@ struct StreamPart {
   int count = 0;
   int strips = 0;         // of a group, all products together
   int first_cluster = 0;  // set by share_out(), and
-  int clusters = 0;       // how many share a group's strips
+  Divisor clusters{};     // how many share a group's strips
 };
 
 struct LinearStream : LinearInputs {
   bool is_large = false;     // much to read, of one kind and many slices
   int slices_per_block = 1;  // set by stream_linears(), and
-  int held_slices = 1;       // whose inputs a block holds at once
+  Divisor held_slices{};     // whose inputs a block holds at once
   int round_strips = 1;      // that a cluster multiplies before their sums meet
+  Divisor cluster_blocks{};  // and the blocks whose sums meet
   int parts = 0;
   StreamPart part[kLinearKinds] = {};
   StreamProduct products[kMaxProducts] = {};

@@ -345,8 +345,9 @@ void launch_format(AttendArgs args, cudaStream_t stream) {
     args.step_rows = nullptr;
   }
   if (has_entries(args)) {
-    const int most_entries =
-        args.selected != nullptr ? args.topk : args.batch.blocks_per_slot * args.entries.per_block;
+    const int most_entries = args.selected != nullptr
+                                 ? args.topk
+                                 : args.batch.blocks_per_slot * args.entries.per_block.value();
     if (args.window + most_entries <= kFewTiles * kTileKeys)
       launch_split<kFormat, 2>(args, scale, stream);
     else

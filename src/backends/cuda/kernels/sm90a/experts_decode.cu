@@ -97,9 +97,9 @@ class Decoder {
       raise_registers<104>();  // what the others give up
       stream();
       if (!args_.second) return;
-      named_sync(kGridIsDone, kGridThreads);
       combine_outputs(args_, (warp_ * gridDim.x + blockIdx.x) * kWarp + lane_,
-                      gridDim.x * (kStreamWarps * kWarp));
+                      gridDim.x * (kStreamWarps * kWarp),
+                      [] { named_sync(kGridIsDone, kGridThreads); });
       return;
     }
     lower_registers<64>();
@@ -129,9 +129,10 @@ class Decoder {
     if (lane_ < pass_count_) {
       const int hidden = args_.w.hidden, inner = args_.w.inner;
       const bool is_first = args_.first && lane_ == 0;
-      state_->passes[lane_] = make_pass(
-          is_first ? args_.w.first : args_.w.second,
-          is_first ? first_projection(hidden, inner) : second_projection(hidden, inner), tiles);
+      state_->passes[lane_] =
+          make_pass(is_first ? args_.w.first : args_.w.second,
+                    is_first ? first_projection(hidden, inner) : second_projection(hidden, inner),
+                    tiles, args_.blocks, args_.groups[is_first ? 0 : 1]);
     }
     if (lane_ == 0) state_->tiles = tiles;
   }
@@ -334,7 +335,8 @@ class Decoder {
     for (int n = 0; n < kGroups; ++n) {
       const int token = n * 8 + lane_ / 4;
       const int slot = tables_.sorted[tile.first + (token < tile.count ? token : 0)];
-      rows[n] = base + std::int64_t{slot / inputs.slots_per_row} * row_bytes + lane_ % 4 * 16;
+      rows[n] =
+          base + std::int64_t{inputs.slots_per_row.quotient(slot)} * row_bytes + lane_ % 4 * 16;
     }
     return (tile.count + 7) / 8;
   }
@@ -464,7 +466,11 @@ Kernel kernel_for(int parts, bool fp8) {
 
 }  // namespace
 
-void experts_decode(const DecodeArgs& args, const DecodeConfig& config, cudaStream_t stream) {
+void experts_decode(DecodeArgs args, const DecodeConfig& config, cudaStream_t stream) {
+  args.blocks = Divisor(config.blocks);
+  args.columns = Divisor(args.w.hidden);
+  args.groups[0] = Divisor(groups_of(first_projection(args.w.hidden, args.w.inner)));
+  args.groups[1] = Divisor(groups_of(second_projection(args.w.hidden, args.w.inner)));
   const Kernel kernel = config.tile_tokens == 8 ? kernel_for<8>(config.parts, args.w.fp8)
                                                 : kernel_for<16>(config.parts, args.w.fp8);
   QT_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

@@ -39,10 +39,10 @@ class Stream {
   __device__ Stream(const LinearStream& args, const StreamPart& part, char* memory)
       : args_(args),
         part_(part),
-        shared_(memory, args.held_slices),
+        shared_(memory, args.held_slices.value()),
         share_(share_of(args, part, kTokens)),
-        warp_strip_(warp_id() / args.held_slices),
-        warp_slice_(warp_id() % args.held_slices),
+        warp_strip_(args.held_slices.quotient(warp_id())),
+        warp_slice_(args.held_slices.remainder(warp_id())),
         round_strips_(args.round_strips),
         fetched_(first_place()),
         scaled_(first_place()) {}
@@ -62,7 +62,7 @@ class Stream {
       const bool has_ended = round >= share_.end;
 #pragma unroll 1
       for (int first = share_.first_slice; first < share_.end_slice && !has_ended;
-           first += args_.held_slices) {
+           first += args_.held_slices.value()) {
         if (first != inputs_of) {
           __syncthreads();
           load_inputs(first);
@@ -112,7 +112,7 @@ class Stream {
     at.block += blocks;
     if (at.block < blocks_of(at.slice)) return;
     at.block = 0;
-    at.slice += args_.held_slices;
+    at.slice += args_.held_slices.value();
     if (at.slice < share_.end_slice) return;
     at.slice = share_.first_slice + warp_slice_;
     at.strip += round_strips_;
@@ -191,7 +191,7 @@ class Stream {
   /// Of the slices that are held at once, from `first` on.
   __device__ void load_inputs(int first) const {
     const int first_block = first * kSliceBlocks;
-    const int end = min(first + args_.held_slices, share_.end_slice) * kSliceBlocks;
+    const int end = min(first + args_.held_slices.value(), share_.end_slice) * kSliceBlocks;
     const InputRows rows{.x = args_.x,
                          .up = args_.up,
                          .limit = args_.limit,
@@ -331,27 +331,30 @@ class Stream {
 
   // ---- sums of slices ----
 
-  __device__ int cluster_blocks() const { return static_cast<int>(cluster_size()); }
+  /// Of the first n strips of a round, how many a block of the cluster collects at most.
+  __device__ int owned_of(int n) const {
+    return args_.cluster_blocks.quotient(n + args_.cluster_blocks.value() - 1);
+  }
   /// Strip `nth` of those that a block of the cluster collects: a lane's place.
   __device__ float4* received(int parity, int slice, int nth) const {
-    const int owned = ceil_div(round_strips_, cluster_blocks());
-    return shared_.received + ((parity * args_.slices + slice) * owned + nth) * kTiles * kWarp +
+    return shared_.received +
+           ((parity * args_.slices + slice) * owned_of(round_strips_) + nth) * kTiles * kWarp +
            lane_id();
   }
 
   /// Announces what a round will bring.
   __device__ void expect_round(int round, int nth) const {
     const int strips = min(round_strips_, share_.end - round) - static_cast<int>(cluster_rank());
-    const int owned = ceil_div(max(0, strips), cluster_blocks());
-    barrier_expect(shared_.complete + nth % 2,
-                   static_cast<std::uint32_t>(owned * args_.slices * kTiles * kWarp) * 16u);
+    barrier_expect(
+        shared_.complete + nth % 2,
+        static_cast<std::uint32_t>(owned_of(max(0, strips)) * args_.slices * kTiles * kWarp) * 16u);
   }
 
   __device__ void send(int slice, int round_strip, int parity, const Sums& sums) const {
-    const auto rank = static_cast<unsigned>(round_strip % cluster_blocks());
+    const int nth = args_.cluster_blocks.quotient(round_strip);
+    const auto rank = static_cast<unsigned>(round_strip - nth * args_.cluster_blocks.value());
     const std::uint32_t barrier = address_in_rank(shared_address(shared_.complete + parity), rank);
-    const std::uint32_t to = address_in_rank(
-        shared_address(received(parity, slice, round_strip / cluster_blocks())), rank);
+    const std::uint32_t to = address_in_rank(shared_address(received(parity, slice, nth)), rank);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
       send16(to + static_cast<std::uint32_t>(t * kWarp) * 16u,
@@ -360,7 +363,8 @@ class Stream {
 
   /// Adds up the slices of this block's strips, in order, a warp one of them.
   __device__ void finish_round(int round, int nth) const {
-    const int round_strip = warp_id() * cluster_blocks() + static_cast<int>(cluster_rank());
+    const int round_strip =
+        warp_id() * args_.cluster_blocks.value() + static_cast<int>(cluster_rank());
     if (round_strip >= round_strips_ || round + round_strip >= share_.end) return;
     wait_for_ranks(shared_.complete + nth % 2, static_cast<std::uint32_t>(nth / 2) % 2);
     Sums sums;
@@ -453,8 +457,9 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
   const auto kernel = stream_kernel<kTokens, kKinds...>;
   const Cut<kTokens, kParts> cut(args.slices, args.is_large);
   args.slices_per_block = cut.slices_per_block;
-  args.held_slices = cut.held_slices;
+  args.held_slices = Divisor(cut.held_slices);
   args.round_strips = cut.round_strips;
+  args.cluster_blocks = Divisor(cut.cluster_blocks);
   const int blocks = cut.cluster_blocks;
   LaunchShape shape{.grid = static_cast<unsigned>(blocks),
                     .block = kThreads,
@@ -472,9 +477,9 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
   share_out(args, std::max(1, std::min(resident.load(), multiprocessors() / blocks) /
                                   std::min(token_tiles, 2)));
   const StreamPart& last = args.part[args.parts - 1];
-  shape.grid =
-      dim3(static_cast<unsigned>((last.first_cluster + last.clusters * args.groups) * blocks),
-           static_cast<unsigned>(token_tiles));
+  shape.grid = dim3(
+      static_cast<unsigned>((last.first_cluster + last.clusters.value() * args.groups) * blocks),
+      static_cast<unsigned>(token_tiles));
   launch(kernel, shape, stream, args);
 }
 
