@@ -49,12 +49,13 @@ __device__ std::uint32_t f16_pair(float a, float b) {
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
 
-// The rotations of the row's queries, by pair of columns: none but for the last pairs. A barrier
-// must follow.
+// The rotations of the row's queries, by pair of columns: none but for the last pairs of the width.
+// A barrier must follow.
 __device__ void find_turns(Shared& shared, const IndexSelectArgs& args, int position) {
-  for (int pair = static_cast<int>(threadIdx.x); pair < args.width / 2; pair += kThreads) {
+  for (int pair = static_cast<int>(threadIdx.x); pair < kMaxIndexWidth / 2; pair += kThreads) {
     const int p = pair - (args.width / 2 - args.pairs);
-    shared.turns[pair] = p >= 0 ? rotation(position, args.inv_freq[p], false) : float2{1.0f, 0.0f};
+    const bool turns = 0 <= p && p < args.pairs;
+    shared.turns[pair] = turns ? rotation(position, args.inv_freq[p], false) : float2{1.0f, 0.0f};
   }
 }
 
