@@ -65,8 +65,12 @@ __device__ inline void select(Shared& shared, const float* scores, int count, in
     lowest = min(lowest, keys[j]);
     highest = max(highest, keys[j]);
   }
-  shared.lowest[warp_id()] = __reduce_min_sync(kAllLanes, lowest);
-  shared.highest[warp_id()] = __reduce_max_sync(kAllLanes, highest);
+  lowest = __reduce_min_sync(kAllLanes, lowest);
+  highest = __reduce_max_sync(kAllLanes, highest);
+  if (lane_id() == 0) {
+    shared.lowest[warp_id()] = lowest;
+    shared.highest[warp_id()] = highest;
+  }
   if (threadIdx.x < kDigits) shared.histogram[0][threadIdx.x] = 0;
   __syncthreads();
   lowest = __reduce_min_sync(kAllLanes, shared.lowest[lane_id()]);
@@ -107,8 +111,10 @@ __device__ inline void select(Shared& shared, const float* scores, int count, in
     larger_count += __popc(larger[j]);
     equal_count += __popc(equal[j]);
   }
-  shared.larger[warp_id()] = larger_count;
-  shared.equal[warp_id()] = equal_count;
+  if (lane_id() == 0) {
+    shared.larger[warp_id()] = larger_count;
+    shared.equal[warp_id()] = equal_count;
+  }
   __syncthreads();
   const bool is_before = lane_id() < warp_id();
   int larger_before = __reduce_add_sync(kAllLanes, is_before ? shared.larger[lane_id()] : 0);
