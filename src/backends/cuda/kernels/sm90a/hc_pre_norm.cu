@@ -3,8 +3,8 @@
 // mixes, Sinkhorn and collapse of a hyper-connection site (hc_pre), and the RMS norm after it, in
 // one launch; hc_pre_norm_rows.cu has the kernels for more.
 //
-// A cluster of blocks takes a token at a time. A thread owns one channel of all streams. Its part
-// of `fn`, the bulk of the bytes, lies in shared memory and is on its way before the kernel in
+// A cluster of blocks takes a token at a time. A thread owns one channel of all streams and holds
+// its part of `fn`, the bulk of the bytes, in registers: it is on its way before the kernel in
 // front has ended. Blocks send each other their parts of the mixes, then of the norm's squares, and
 // count the bytes that came; one warp more balances the matrix meanwhile.
 #include <algorithm>
@@ -59,7 +59,6 @@ template <int kMostUnits>
 __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
     hc_pre_norm_kernel(const __grid_constant__ HcPreNormArgs args, int slice) {
   __shared__ Shared shared;
-  extern __shared__ __align__(16) float unit_weights[];  // UnitWeights of every warp of channels
   let_next_start();
   const HcPreArgs& site = args.pre;
   const int blocks = static_cast<int>(cluster_size());
@@ -75,11 +74,9 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
   const int of_slice = static_cast<int>(threadIdx.x);
   int index = rank * slice + of_slice;
   if (of_slice >= slice || index >= site.width) index = -1;
-  UnitWeights& weights = reinterpret_cast<UnitWeights*>(unit_weights)[balances ? 0 : warp_id()];
-  if (!balances) fetch_unit(site, rank * slice + warp_id() * kWarp, weights);
+  const Channel channel(site, index);  // zeros in the warp that balances
   const float norm_weight = index < 0 ? 0.0f : load_weight(args.norm_weight + index);
   const MixScales scales(site);
-  const SharedChannel channel{weights};
   wait_for_previous();
   cluster_wait();  // all blocks are there and have barriers
 
@@ -99,7 +96,6 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
     }
     float v[kHc] = {};
     if (index >= 0) load_channel(args, t, index, v);
-    await_unit();
     shared.units[warp_id()][lane_id()] = unit_values(channel, v);
     named_sync(kPartsBarrier, units * kWarp);
     float sum = 0;
@@ -133,7 +129,6 @@ int resident(LaunchShape shape) {
   if (known == 0) {
     const auto kernel = hc_pre_norm_kernel<kMostUnits>;
     QT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    allow_shared(kernel, kMostUnits * sizeof(UnitWeights));
     shape.grid = shape.cluster_x;
     known = resident_clusters(kernel, shape);
   }
@@ -143,9 +138,7 @@ int resident(LaunchShape shape) {
 template <int kMostUnits>
 void launch_site(const HcPreNormArgs& args, cudaStream_t stream) {
   const int ranks = ranks_for(args.pre.width), slice = slice_of(args.pre.width);
-  const int units = (slice + kWarp - 1) / kWarp;
-  LaunchShape shape{.block = static_cast<unsigned>(units + 1) * kWarp,
-                    .shared = static_cast<std::size_t>(units) * sizeof(UnitWeights),
+  LaunchShape shape{.block = static_cast<unsigned>((slice + kWarp - 1) / kWarp + 1) * kWarp,
                     .cluster_x = static_cast<unsigned>(ranks)};
   shape.grid = static_cast<unsigned>(ranks * std::min(args.pre.rows, resident<kMostUnits>(shape)));
   launch(hc_pre_norm_kernel<kMostUnits>, shape, stream, args, slice);
@@ -154,7 +147,7 @@ void launch_site(const HcPreNormArgs& args, cudaStream_t stream) {
 }  // namespace
 
 bool has_hc_pre_norm(int hc, int width) {
-  return hc == kHc && slice_of(width) <= kMaxUnits * kWarp && slice_of(width) % 4 == 0;
+  return hc == kHc && slice_of(width) <= kMaxUnits * kWarp;
 }
 
 void hc_pre_norm(const HcPreNormArgs& args, cudaStream_t stream) {
