@@ -65,9 +65,7 @@ void CudaOps::pack_nvfp4(CudaExperts& experts, std::int64_t e, const QuantMatrix
   const cuda::PackedShape shape =
       is_down ? cuda::second_projection(hidden, inner) : cuda::first_projection(hidden, inner);
   Buffer& buffer = is_down ? experts.second : experts.first;
-  if (buffer.data() == nullptr) {
-    buffer = allocate_zeros(experts.count * shape.bytes());
-  }
+  if (buffer.data() == nullptr) buffer = allocate_zeros(experts.count * shape.bytes());
   cuda::PackArgs args{.rows = expected_rows,
                       .cols = expected_cols,
                       .kind = rows,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backends/cuda/device/cache_rows.cuh"
+#include "backends/cuda/device/f16_pairs.cuh"
 #include "backends/cuda/device/sequence_view.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
@@ -88,11 +89,6 @@ class RowSources {
 
 // ---- rows into shared memory, as F16 ----
 
-__device__ inline std::uint32_t f16_pair(float a, float b) {
-  const __half2 pair = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const std::uint32_t*>(&pair);
-}
-
 __device__ inline uint4 f16_chunk(const float (&x)[8]) {
   return {f16_pair(x[0], x[1]), f16_pair(x[2], x[3]), f16_pair(x[4], x[5]), f16_pair(x[6], x[7])};
 }
@@ -129,15 +125,6 @@ __device__ RawChunk fetch(Source source, int chunk) {
     }
   }
   return raw;
-}
-
-__device__ inline uint4 bf16_to_f16(uint4 raw) {
-  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-  std::uint32_t out[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-    out[j] = f16_pair(__uint_as_float(words[j] << 16), __uint_as_float(words[j] & 0xFFFF0000u));
-  return {out[0], out[1], out[2], out[3]};
 }
 
 // Eight E4M3 codes times a power of two: exact but for results that are F16 subnormals.

@@ -23,7 +23,7 @@ __device__ inline void load_queries(const AttendArgs& args, const float* q, int 
   const int turn = lane_id() - (kWarp - args.pairs);
 #pragma unroll 1
   for (int begin = warp_id(); begin < heads; begin += kBatch * latent::kWarps) {
-    float2 x[kBatch][kPairs] = {};
+    float2 x[kBatch][kPairs] = {};  // which saves the compiler from spilling
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       const int head = begin + j * latent::kWarps;

@@ -50,7 +50,8 @@ __device__ inline void find_turns(const AttendArgs& args, int r, Shared& shared)
 
 // Of one thread: the rows l / 4 and l / 4 + 8 of its warp's sixteen. Scores are in units of log 2.
 struct Sums {
-  float out[kWidth / 4];  // columns of the warp group, as wgmma_f16.cuh lays them out; of keys only
+  // Columns of the warp group, as wgmma_f16.cuh lays them out. Undefined before the first tile.
+  float out[kWidth / 4];
   float largest[2];
   float total[2];  // of the keys that this thread weighs
 };

@@ -14,7 +14,7 @@ inline constexpr int kStreamWarps = 16;
 inline constexpr int kGroupRows = kChunkRows;
 inline constexpr int kGroupSlabs = kGroupRows / 16;
 inline int groups_of(const PackedShape& shape) {
-  return (shape.rows + kGroupRows - 1) / kGroupRows;
+  return padded_to(shape.rows, kGroupRows) / kGroupRows;
 }
 inline constexpr int kRingBytes = 2 * kChunkBytes;
 

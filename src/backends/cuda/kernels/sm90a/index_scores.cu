@@ -12,6 +12,7 @@
 
 #include "backends/cuda/device/cache_rows.cuh"
 #include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/f16_pairs.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/row_math.cuh"
@@ -43,11 +44,6 @@ struct Shared {
   float weights[kMaxHeads];
   float2 turns[kMaxIndexWidth / 2];
 };
-
-__device__ std::uint32_t f16_pair(float a, float b) {
-  const __half2 pair = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const std::uint32_t*>(&pair);
-}
 
 // The rotations of the row's queries, by pair of columns: none but for the last pairs of the width.
 // A barrier must follow.
@@ -131,15 +127,6 @@ __device__ uint4 e2m1_to_f16(std::uint32_t codes, std::uint8_t scale) {
     const __half2 value = __hmul2(__hmul2(*reinterpret_cast<const __half2*>(&bits), up), factor);
     out[j] = *reinterpret_cast<const std::uint32_t*>(&value);
   }
-  return {out[0], out[1], out[2], out[3]};
-}
-
-__device__ uint4 bf16_to_f16(uint4 raw) {
-  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-  std::uint32_t out[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j)
-    out[j] = f16_pair(__uint_as_float(words[j] << 16), __uint_as_float(words[j] & 0xFFFF0000u));
   return {out[0], out[1], out[2], out[3]};
 }
 
