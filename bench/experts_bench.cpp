@@ -2,7 +2,11 @@
 // Times the routed NVFP4 experts of one layer at V4 sizes, recorded and replayed, and prints shares
 // of the measured read bandwidth and of a given BF16 peak.
 //
-// usage: experts_bench [BF16 peak in TFLOP/s [tokens...]]
+// usage: experts_bench [BF16 peak in TFLOP/s
+//                       [tokens | flash | pro | bf16 | full | fp8 | skewed | one]...]
+//
+// Words leave the other shapes or inputs out, or choose experts unevenly: "one" is one set of them
+// for all tokens of a call.
 //
 // Every call of a recording routes anew, so that weights come from memory. Experts have weights of
 // their own in memory; their bytes repeat after kDistinct experts.
@@ -12,11 +16,13 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/probe.h"
+#include "core/error.h"
 
 namespace quatrain::bench {
 namespace {
@@ -212,16 +218,44 @@ class Layer {
   std::unique_ptr<PackedExperts> packed_;
 };
 
-int run(double peak, const std::vector<std::int64_t>& only) {
+// What is measured: everything of which nothing is named.
+struct Wanted {
+  std::vector<std::int64_t> tokens;
+  std::set<std::string> shapes, inputs;
+  Choice choice = Choice::kUniform;
+
+  void add(const std::string& word) {
+    if (word == "flash" || word == "pro")
+      shapes.insert(word);
+    else if (word == "bf16" || word == "full" || word == "fp8")
+      inputs.insert(word);
+    else if (word == "skewed" || word == "one")
+      choice = word == "one" ? Choice::kOne : Choice::kSkewed;
+    else if (const long long count = std::atoll(word.c_str()); count > 0)
+      tokens.push_back(count);
+    else
+      fail(
+          "'{}' is neither a number of tokens nor one of flash, pro, bf16, full, fp8, skewed and "
+          "one",
+          word);
+  }
+  static bool has(const std::set<std::string>& named, const char* one) {
+    return named.empty() || named.contains(one);
+  }
+};
+
+int run(double peak, const Wanted& wanted) {
   CudaOps ops;
   double read_rate = 0;
   for (const Shape& shape :
-       {Shape{"Flash", 256, 6, 4096, 2048}, Shape{"Pro", 384, 6, 7168, 3072}}) {
+       {Shape{"flash", 256, 6, 4096, 2048}, Shape{"pro", 384, 6, 7168, 3072}}) {
+    if (!Wanted::has(wanted.shapes, shape.name)) continue;
     std::vector<std::int64_t> counts{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192};
-    if (!only.empty()) counts = only;
-    const auto measure_all = [&](Layer& layer, ExpertActivations mode) {
+    if (!wanted.tokens.empty()) counts = wanted.tokens;
+    const auto measure_all = [&](Layer& layer, const char* inputs, ExpertActivations mode) {
+      if (!Wanted::has(wanted.inputs, inputs)) return;
       for (const std::int64_t tokens : counts)
-        layer.measure(tokens, Choice::kUniform, mode, read_rate, peak);
+        layer.measure(tokens, wanted.choice, mode, read_rate, peak);
     };
     Layer layer(ops, shape, 8192, false);
     if (read_rate == 0) {
@@ -234,11 +268,13 @@ int run(double peak, const std::vector<std::int64_t>& only) {
       std::printf("%s: reads %.3f TB/s; BF16 peak %.0f TFLOP/s\n", ops.properties().name, read_rate,
                   peak);
     }
-    measure_all(layer, ExpertActivations::kBf16);
-    measure_all(layer, ExpertActivations::kFull);
-    Layer cast(ops, shape, 8192, true);
-    measure_all(cast, ExpertActivations::kFp8);
-    if (!only.empty()) continue;
+    measure_all(layer, "bf16", ExpertActivations::kBf16);
+    measure_all(layer, "full", ExpertActivations::kFull);
+    if (Wanted::has(wanted.inputs, "fp8")) {
+      Layer cast(ops, shape, 8192, true);
+      measure_all(cast, "fp8", ExpertActivations::kFp8);
+    }
+    if (!wanted.tokens.empty()) continue;
     for (const std::int64_t tokens : {16, 64, 8192})
       for (const Choice choice : {Choice::kSkewed, Choice::kOne})
         layer.measure(tokens, choice, ExpertActivations::kBf16, read_rate, peak);
@@ -251,9 +287,9 @@ int run(double peak, const std::vector<std::int64_t>& only) {
 
 int main(int argc, char** argv) {
   try {
-    std::vector<std::int64_t> only;
-    for (int i = 2; i < argc; ++i) only.push_back(std::atoll(argv[i]));
-    return quatrain::bench::run(argc > 1 ? std::atof(argv[1]) : 790.0, only);
+    quatrain::bench::Wanted wanted;
+    for (int i = 2; i < argc; ++i) wanted.add(argv[i]);
+    return quatrain::bench::run(argc > 1 ? std::atof(argv[1]) : 790.0, wanted);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "experts_bench: %s\n", error.what());
     return 1;
