@@ -18,6 +18,7 @@ constexpr int kMostSlots = 1536;
 constexpr int kFewTokens = 6;
 
 int tile_tokens_for(const ExpertsProblem& p) {
+  if (p.parts > 1) return 8;  // whose parts take the place of more
   return std::int64_t{p.tokens} * p.k <= std::int64_t{kFewTokens} * p.experts ? 8 : 16;
 }
 

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the decode kernel computes, apart from who does it when: inputs as they enter the tensor
-// cores, the products of a unit of weights, and the weighted sum of the results.
+// What the decode kernel computes beside products: inputs as they enter the tensor cores, the sums
+// of units, and the weighted sum of the results.
 #pragma once
 
-#include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/bf16_parts.cuh"
-#include "backends/cuda/device/fp8_fragments.cuh"
-#include "backends/cuda/device/mma.cuh"
-#include "backends/cuda/device/nvfp4_fragments.cuh"
+#include "backends/cuda/device/decode_products.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/launch/experts.h"
 #include "backends/cuda/launch/experts_decode_layout.h"
@@ -29,8 +26,8 @@ __device__ void store_input_pair(std::uint16_t* at, float x, float y) {
         bf16_pair(x - low_float(first), y - high_float(first));
 }
 
-/// Rows as BF16 parts in decode_input_place(), padded with zeros to whole chunks, by `threads`
-/// threads.
+/// Rows times kDecodeInputUnit as BF16 parts in decode_input_place(), padded with zeros to whole
+/// chunks, by `threads` threads.
 template <int kParts>
 __device__ void convert_inputs(const SourceRows& from, std::uint16_t* to, std::uint32_t thread,
                                std::uint32_t threads) {
@@ -42,80 +39,69 @@ __device__ void convert_inputs(const SourceRows& from, std::uint16_t* to, std::u
     float4 x = {};
     if (col < from.cols)
       x = *reinterpret_cast<const float4*>(from.values + std::int64_t{row} * from.cols + col);
+    constexpr float kUnit = kDecodeInputUnit;
     std::uint16_t* at = to + row * (kParts * padded);
-    store_input_pair<kParts>(at + decode_input_place(col, kParts), x.x, x.y);
-    store_input_pair<kParts>(at + decode_input_place(col + 2, kParts), x.z, x.w);
+    store_input_pair<kParts>(at + decode_input_place(col, kParts), x.x * kUnit, x.y * kUnit);
+    store_input_pair<kParts>(at + decode_input_place(col + 2, kParts), x.z * kUnit, x.w * kUnit);
   }
 }
 
-/// The inputs of kTokenGroups times 8 tokens for one slab's 64 columns, as a lane needs them: by
-/// token group, part and pair of atoms.
-template <int kTokenGroups, int kParts>
-struct SlabInputs {
-  uint4 values[kTokenGroups][kParts][2];
+/// Of a group's rows, by slab and 8 tokens.
+template <int kTokenGroups>
+using UnitSums = float[kGroupSlabs][kTokenGroups][4];
 
-  /// Slab `slab` of those at byte `at` of `rows`: lane 4n + t has those of token n.
-  template <int kRows>
-  __device__ void load(const std::uint8_t* const (&rows)[kRows], int at, int slab) {
-#pragma unroll
-    for (int n = 0; n < kTokenGroups; ++n)
-#pragma unroll
-      for (int p = 0; p < kParts; ++p)
-#pragma unroll
-        for (int pair = 0; pair < 2; ++pair)
-          values[n][p][pair] = *reinterpret_cast<const uint4*>(rows[n] + at + p * (kChunkCols * 2) +
-                                                               slab * 128 + pair * 64);
-  }
-};
-
-/// sums[slab of rows][group] += slab `number` of the columns of the unit at `unit` in shared memory
-/// times its inputs. kFp8: weights are packed for FP8 inputs, which BF16 holds, too.
-template <bool kFp8, int kTokenGroups, int kParts>
-__device__ void multiply_slab(std::uint32_t unit, int number,
-                              const SlabInputs<kTokenGroups, kParts>& inputs,
-                              float (&sums)[2][kTokenGroups][4]) {
+/// Writes the sums of a unit, of which a lane has kLane for each slab and kUsed times 8 tokens.
+template <int kTokenGroups, int kUsed, int kLane>
+__device__ void store_unit(float4* to, const float (&sums)[kGroupSlabs][kUsed][kLane]) {
   const int lane = lane_id();
-  Slab slabs[2];
+  if constexpr (kLane == 1) {
+    reinterpret_cast<float2*>(to)[lane] = {sums[0][0][0], sums[1][0][0]};
+  } else if constexpr (kLane == 2) {
+    to[lane] = {sums[0][0][0], sums[0][0][1], sums[1][0][0], sums[1][0][1]};
+  } else {
 #pragma unroll
-  for (int s = 0; s < 2; ++s)
-    slabs[s] = {
-        load_shared_16(unit + (s * 4 + number) * kSlabCodeBytes + lane * 16),
-        load_shared_8(unit + kChunkCodeBytes + (s * 4 + number) * kSlabScaleBytes + lane / 4 * 8)};
+    for (int slab = 0; slab < kGroupSlabs; ++slab)
 #pragma unroll
-  for (int s = 0; s < 2; ++s)
+      for (int n = 0; n < kUsed; ++n) {
+        const float(&s)[4] = sums[slab][n];
+        to[(slab * kTokenGroups + n) * kWarp + lane] = {s[0], s[1], s[2], s[3]};
+      }
+  }
+}
+
+/// totals += the sums of `units` units that follow each other, in their order, of a tile of
+/// `tokens` that is `width` wide.
+template <int kTokenGroups>
+__device__ void add_units(const float4* from, int units, int tokens, int width,
+                          UnitSums<kTokenGroups>& totals) {
+  constexpr int kUnit = kGroupSlabs * kTokenGroups * kWarp;
+  const int lane = lane_id();
+  if (width <= 2) {
+#pragma unroll 2
+    for (int i = 0; i < units; ++i) {
+      const float2 sum = reinterpret_cast<const float2*>(from + i * kUnit)[lane];
+      totals[0][0][0] += sum.x, totals[1][0][0] += sum.y;
+    }
+  } else if (width == 4) {
+#pragma unroll 2
+    for (int i = 0; i < units; ++i) {
+      const float4 sum = from[i * kUnit + lane];
+      totals[0][0][0] += sum.x, totals[0][0][1] += sum.y;
+      totals[1][0][0] += sum.z, totals[1][0][1] += sum.w;
+    }
+  } else {
 #pragma unroll
-    for (int atom = 0; atom < 4; ++atom) {
-      std::uint32_t a[4];
-      if constexpr (kFp8)
-        decode_fp8_slab_atom(slabs[s], atom, a);
-      else
-        decode_slab_atom(slabs[s], atom, a);
+    for (int g = 0; g < kTokenGroups; ++g) {
+      if (g > 0 && tokens <= 8 * g) break;
+#pragma unroll 2
+      for (int i = 0; i < units; ++i)
 #pragma unroll
-      for (int n = 0; n < kTokenGroups; ++n)
-#pragma unroll
-        for (int p = 0; p < kParts; ++p) {
-          const uint4& x = inputs.values[n][p][atom / 2];
-          mma_bf16(sums[s][n], a, atom % 2 == 0 ? x.x : x.z, atom % 2 == 0 ? x.y : x.w);
+        for (int slab = 0; slab < kGroupSlabs; ++slab) {
+          const float4 sum = from[i * kUnit + (slab * kTokenGroups + g) * kWarp + lane];
+          float(&total)[4] = totals[slab][g];
+          total[0] += sum.x, total[1] += sum.y, total[2] += sum.z, total[3] += sum.w;
         }
     }
-}
-
-/// totals[slab][g] += the sums of `units` units in their order, which lie as [units, slabs, token
-/// groups, 32 lanes] from this lane's first on; of the first `groups` token groups.
-template <int kGroups>
-__device__ void add_units(const float4* from, int units, int groups,
-                          float (&totals)[kGroupSlabs][kGroups][4]) {
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    if (g > 0 && g >= groups) break;
-#pragma unroll 2
-    for (int i = 0; i < units; ++i)
-#pragma unroll
-      for (int slab = 0; slab < kGroupSlabs; ++slab) {
-        const float4 sum = from[((i * kGroupSlabs + slab) * kGroups + g) * kWarp];
-        float(&total)[4] = totals[slab][g];
-        total[0] += sum.x, total[1] += sum.y, total[2] += sum.z, total[3] += sum.w;
-      }
   }
 }
 

@@ -49,13 +49,10 @@ __device__ inline void decode_fp8_pair(std::uint32_t first, std::uint32_t second
   }
 }
 
-/// As decode_slab_atom(), from a word for FP8: high bytes and low bytes of the BF16 of a magnitude
-/// are read from tables and put beside each other, and scaled.
-__device__ inline void decode_fp8_slab_atom(const Slab& slab, int i, std::uint32_t (&a)[4]) {
-  const std::uint32_t q = i == 0   ? slab.codes.x
-                          : i == 1 ? slab.codes.y
-                          : i == 2 ? slab.codes.z
-                                   : slab.codes.w;
+/// As slab_atom_codes(), from words for FP8 and as BF16 of w itself: high bytes and low bytes of a
+/// magnitude are read from tables and put beside each other.
+__device__ inline void fp8_slab_atom_codes(const uint4& codes, int i, std::uint32_t (&a)[4]) {
+  const std::uint32_t q = i == 0 ? codes.x : i == 1 ? codes.y : i == 2 ? codes.z : codes.w;
   const std::uint32_t magnitudes = q & 0x77777777u;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -63,12 +60,8 @@ __device__ inline void decode_fp8_slab_atom(const Slab& slab, int i, std::uint32
     const std::uint32_t signs = (row == 0 ? q : q << 4) & 0x80808080u;
     const std::uint32_t high = __byte_perm(0x3F3F3F00u, 0x40404040u, from) | signs;
     const std::uint32_t low = __byte_perm(0xC0800000u, 0xC0804000u, from);
-    // 2^k · 2^-7: the first scale of the pair, broadcast.
-    const std::uint32_t scale =
-        __byte_perm(row == 0 ? slab.scales.x : slab.scales.y, 0, i < 2 ? 0x4040u : 0x4242u) * 16u +
-        0x34803480u;
-    a[row] = multiply_bf16x2(__byte_perm(low, high, 0x6240u), scale);
-    a[row + 2] = multiply_bf16x2(__byte_perm(low, high, 0x7351u), scale);
+    a[row] = __byte_perm(low, high, 0x6240u);
+    a[row + 2] = __byte_perm(low, high, 0x7351u);
   }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From packed words to the left operand of a tensor core instruction, exactly.
 //
-// Spelled for the instruction count: 9 integer operations and 4 products per 8 weights, and one
-// operation per scale.
+// Spelled for the instruction count: 9 integer operations per 8 weights, and with their scales 4
+// products and an operation per scale more.
 #pragma once
 
 #include <cstdint>
@@ -50,15 +50,13 @@ __device__ inline std::uint32_t fourth_codes(std::uint32_t even, std::uint32_t o
 }
 
 /// The fragment of an atom: {row g, row g + 8} x {columns 2t.., columns 2t + 8..}, each two BF16 of
-/// w · s · 2^-7. `fourth` holds its fourth codes where a first code lies; `low` and `high` are the
-/// scales of rows g and g + 8.
-__device__ inline void decode_atom(std::uint32_t q, std::uint32_t fourth, std::uint32_t low,
-                                   std::uint32_t high, std::uint32_t (&a)[4]) {
+/// w · 2^-126. `fourth` holds its fourth codes where a first code lies.
+__device__ inline void atom_codes(std::uint32_t q, std::uint32_t fourth, std::uint32_t (&a)[4]) {
   constexpr std::uint32_t kMask = 0x81C081C0u;
-  a[0] = multiply_bf16x2(q & kMask, low);
-  a[1] = multiply_bf16x2(q << 3 & kMask, high);
-  a[2] = multiply_bf16x2(q << 6 & kMask, low);
-  a[3] = multiply_bf16x2(fourth & kMask, high);
+  a[0] = q & kMask;
+  a[1] = q << 3 & kMask;
+  a[2] = q << 6 & kMask;
+  a[3] = fourth & kMask;
 }
 
 /// What a lane needs of one slab: its words of the four atoms, and the scales of rows g and g + 8.
@@ -73,14 +71,33 @@ __device__ inline Slab load_slab(const std::uint8_t* chunk, int slab, int lane) 
                                           lane / 4 * 8)};
 }
 
-/// Atom `i`, a constant after unrolling. What two atoms share is computed once when both are
-/// decoded.
-__device__ inline void decode_slab_atom(const Slab& slab, int i, std::uint32_t (&a)[4]) {
-  const std::uint32_t even = i < 2 ? slab.codes.x : slab.codes.z;
-  const std::uint32_t odd = i < 2 ? slab.codes.y : slab.codes.w;
+/// The codes of atom `i`, a constant after unrolling, as atom_codes() has them. What two atoms
+/// share is computed once when both are decoded.
+__device__ inline void slab_atom_codes(const uint4& codes, int i, std::uint32_t (&a)[4]) {
+  const std::uint32_t even = i < 2 ? codes.x : codes.z;
+  const std::uint32_t odd = i < 2 ? codes.y : codes.w;
   const std::uint32_t fourth = fourth_codes(even, odd);
-  decode_atom(i % 2 == 0 ? even : odd, i % 2 == 0 ? fourth : fourth << 3,
-              scale_bf16x2(slab.scales.x, i), scale_bf16x2(slab.scales.y, i), a);
+  atom_codes(i % 2 == 0 ? even : odd, i % 2 == 0 ? fourth : fourth << 3, a);
 }
+
+/// The same times their scales: BF16 of w · s · 2^-7.
+__device__ inline void decode_slab_atom(const Slab& slab, int i, std::uint32_t (&a)[4]) {
+  slab_atom_codes(slab.codes, i, a);
+  const std::uint32_t low = scale_bf16x2(slab.scales.x, i), high = scale_bf16x2(slab.scales.y, i);
+  a[0] = multiply_bf16x2(a[0], low);
+  a[1] = multiply_bf16x2(a[1], high);
+  a[2] = multiply_bf16x2(a[2], low);
+  a[3] = multiply_bf16x2(a[3], high);
+}
+
+/// The packed scale at byte `i` of a word, a constant, as s · 2^(bias − 112); NaN is NaN with a
+/// bias of 231. `place` is 2^20, which the compiler must not know: it would shift by it, on the
+/// pipe that codes keep busy.
+template <int kBias>
+__device__ inline float scale_float(std::uint32_t word, int i, std::uint32_t place) {
+  return __uint_as_float(__byte_perm(word, 0, 0x4440u | static_cast<unsigned>(i)) * place +
+                         (static_cast<std::uint32_t>(kBias) << 23));
+}
+inline constexpr std::uint32_t kScaleFloatPlace = 1u << 20;
 
 }  // namespace quatrain::cuda

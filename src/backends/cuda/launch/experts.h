@@ -12,6 +12,7 @@
 
 #include "backends/cuda/launch/divisor.h"
 #include "backends/cuda/launch/experts_config.h"
+#include "backends/cuda/launch/experts_decode_layout.h"
 #include "backends/cuda/launch/experts_layout.h"
 
 namespace quatrain::cuda {
@@ -86,7 +87,10 @@ struct DecodeArgs {
   float* out = nullptr;           // F32 [T, hidden], added to
   std::uint32_t* sync = nullptr;  // decode_sync_words()
   Divisor blocks{}, columns{};    // of the grid and of `out`: set by experts_decode(), and
-  Divisor groups[2]{};            // of rows in both projections of an expert
+  Divisor groups[2]{};            // of rows in both projections of an expert, and
+  DecodeLayout at{};              // of shared memory, and
+  bool own_inputs = false;        // every block converts all of `source` for itself, and
+  std::uint32_t scale_place = 0;  // kScaleFloatPlace
 };
 
 /// A few tokens: bound by the bytes of the weights. A row's bits depend on nothing but the row.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Inputs and shared memory of the decode kernel: sized on the host, laid out the same way on the
-// device.
+// Inputs and shared memory of the decode kernel.
 #pragma once
 
 #include "backends/cuda/launch/experts_config.h"
@@ -23,7 +22,7 @@ QT_HOST_DEVICE constexpr int decode_sum_rounds(int tile_tokens) { return tile_to
 /// Every block converts the inputs for itself while they take no more than this; blocks share the
 /// work otherwise.
 inline constexpr int kMostOwnInputBytes = 28672;
-QT_HOST_DEVICE inline int decode_own_input_bytes(const ExpertsProblem& p, int tile_tokens) {
+inline int decode_own_input_bytes(const ExpertsProblem& p, int tile_tokens) {
   if (tile_tokens > 8) return 0;
   const std::int64_t bytes = std::int64_t{p.tokens} * p.parts * padded_to(p.hidden, kChunkCols) * 2;
   return bytes <= kMostOwnInputBytes ? static_cast<int>(bytes) : 0;
@@ -56,7 +55,7 @@ struct DecodeLayout {
   int bytes;
 };
 
-QT_HOST_DEVICE inline DecodeLayout decode_layout(const ExpertsProblem& p, int tile_tokens) {
+inline DecodeLayout decode_layout(const ExpertsProblem& p, int tile_tokens) {
   const int slots = p.tokens * p.k;
   const int passes = p.experts + slots / tile_tokens;
   DecodeLayout at = {};

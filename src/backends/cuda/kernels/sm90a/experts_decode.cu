@@ -12,11 +12,10 @@
 // One more warp makes the list of tiles and watches over inputs: first those that the grid, or for
 // few tokens the block for itself, converts to BF16; then the hidden values of a tile, which are
 // complete when all its groups, counted in memory, are.
-#include <algorithm>
-
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/decode_results.cuh"
+#include "backends/cuda/device/decode_shared.cuh"
 #include "backends/cuda/device/decode_unit.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/expert_tiles.cuh"
@@ -40,78 +39,46 @@ constexpr int kGridIsDone = 2;         // which stream warps wait for and the wa
 constexpr int kOutputThreads = (kAdders + 1) * kWarp;
 constexpr int kGridThreads = (1 + kStreamWarps) * kWarp;
 
-// What the warps of a block share.
-struct BlockState {
-  Pass passes[2];
-  int tiles;
-  std::uint32_t inputs_ready;  // 1: of the first pass; 2 + t: hidden values of tiles up to t
-  std::uint32_t groups_ended[kAdders];  // of the first pass when there are two, by adder
-  std::uint32_t keys[2][kStreamWarps];  // of the units in the rings, as tagged_key()
-};
-static_assert(sizeof(BlockState) <= kDecodeStateBytes);
-
 template <int kTokens, int kParts, bool kFp8>
 class Decoder {
  public:
   static constexpr int kGroups = kTokens / 8;  // of tokens
-  static constexpr int kSumRounds = decode_sum_rounds(kTokens);
+  static constexpr int kSumRounds = DecodeShared<kTokens>::kSumRounds;
 
-  __device__ Decoder(const DecodeArgs& args, std::uint8_t* shared) : args_(args) {
-    const ExpertsProblem problem = {args.routed.tokens, args.routed.k, args.w.experts,
-                                    args.w.hidden,      args.w.inner,  kParts};
-    const DecodeLayout at = decode_layout(problem, kTokens);
-    if (args.first && args.source_rows == problem.tokens &&
-        decode_own_input_bytes(problem, kTokens) > 0)
-      own_inputs_ = reinterpret_cast<std::uint16_t*>(shared + at.own_inputs);
-    rings_ = shared;
-    sums_ = reinterpret_cast<float4*>(shared + at.sums);
-    handed_over_ = reinterpret_cast<Barrier*>(shared + at.barriers);
-    added_ = handed_over_ + kSumRounds * kStreamWarps;
-    fetched_ = added_ + kSumRounds;
-    freed_ = fetched_ + 2 * kStreamWarps;
-    tables_ = {reinterpret_cast<TokenTile*>(shared + at.tiles),
-               reinterpret_cast<std::uint16_t*>(shared + at.sorted),
-               reinterpret_cast<std::int16_t*>(shared + at.ids),
-               reinterpret_cast<std::uint16_t*>(shared + at.ranks),
-               reinterpret_cast<int*>(shared + at.offsets)};
-    state_ = reinterpret_cast<BlockState*>(shared + at.state);
-    barrier_ = reinterpret_cast<GridBarrier*>(args.sync);
-    groups_done_ = args.sync + kGridBarrierWords;
-    pass_count_ = args.first && args.second ? 2 : 1;
-  }
+  __device__ Decoder(const DecodeArgs& args, std::uint8_t* shared)
+      : args_(args), shared_(args.at, shared) {}
 
   __device__ void run() {
+    const int warp = warp_id();
     init_barriers();
     wait_for_previous();
     if (args_.routed.tokens * args_.routed.k > kWarp) {
-      load_ids(args_.routed, tables_, threadIdx.x, kThreads);
+      load_ids(args_.routed, shared_.tables(), threadIdx.x, kThreads);
       __syncthreads();
     }
-    if (warp_ == kWatcher) {
+    if (warp == kWatcher) {
       prepare();
-    } else if (warp_ < kWatcher) {
+    } else if (warp < kWatcher) {
       convert_source();
     }
     __syncthreads();  // the list is made, the barriers are ready, this block's inputs are written
-    if (warp_ < kStreamWarps) {
-      raise_registers<104>();  // what the others give up
+    if (warp < kStreamWarps) {
       stream();
       if (!args_.second) return;
-      combine_outputs(args_, (warp_ * gridDim.x + blockIdx.x) * kWarp + lane_,
+      combine_outputs(args_, (warp_id() * gridDim.x + blockIdx.x) * kWarp + lane_id(),
                       gridDim.x * (kStreamWarps * kWarp),
                       [] { named_sync(kGridIsDone, kGridThreads); });
       return;
     }
-    lower_registers<64>();
-    if (warp_ == kFetcher) return fetch_units();
-    if (warp_ < kWatcher)
-      add_up(warp_ - kStreamWarps);
-    else if (lane_ == 0)
+    if (warp == kFetcher) return fetch_units();
+    if (warp < kWatcher)
+      add_up(warp - kStreamWarps);
+    else if (lane_id() == 0)
       watch_inputs();
     __syncwarp();
     if (!args_.second) return;
     named_sync(kOutputsAreWritten, kOutputThreads);
-    if (warp_ != kWatcher) return;
+    if (warp != kWatcher) return;
     finish_grid();
     // The watcher has seen the grid's outputs, which is all that the stream warps wait for; it has
     // nothing to wait for itself.
@@ -122,19 +89,20 @@ class Decoder {
   // ---- before the stream ----
 
   __device__ void prepare() {
+    const int lane = lane_id();
     if (args_.routed.tokens * args_.routed.k <= kWarp)
-      load_ids(args_.routed, tables_, lane_, kWarp);
+      load_ids(args_.routed, shared_.tables(), lane, kWarp);
     __syncwarp();
-    const int tiles = list_token_tiles<kTokens>(args_.routed, args_.w.experts, tables_);
-    if (lane_ < pass_count_) {
+    const int tiles = list_token_tiles<kTokens>(args_.routed, args_.w.experts, shared_.tables());
+    if (lane < pass_count()) {
       const int hidden = args_.w.hidden, inner = args_.w.inner;
-      const bool is_first = args_.first && lane_ == 0;
-      state_->passes[lane_] =
+      const bool is_first = args_.first && lane == 0;
+      shared_.state().passes[lane] =
           make_pass(is_first ? args_.w.first : args_.w.second,
                     is_first ? first_projection(hidden, inner) : second_projection(hidden, inner),
                     tiles, args_.blocks, args_.groups[is_first ? 0 : 1]);
     }
-    if (lane_ == 0) state_->tiles = tiles;
+    if (lane == 0) shared_.state().tiles = tiles;
   }
 
   // And what else does not depend on other kernels.
@@ -142,44 +110,45 @@ class Decoder {
     constexpr int kBarriers = kSumRounds * (kStreamWarps + 1) + 4 * kStreamWarps;
     static_assert(kBarriers <= kThreads && 2 * kStreamWarps <= kThreads);
     // The lanes of a warp take turns at barriers, so these are spread over the warps.
-    const int i = lane_ * kDecodeWarps + warp_;
+    const int i = lane_id() * kDecodeWarps + warp_id();
     if (i < kBarriers) {
-      Barrier* barrier = handed_over_ + i;
-      const bool counts_bytes = fetched_ <= barrier && barrier < freed_;
-      const bool waits_for_adders = added_ <= barrier && barrier < fetched_;
+      Barrier* barrier = shared_.handed_over() + i;
+      const bool counts_bytes = shared_.fetched() <= barrier && barrier < shared_.freed();
+      const bool waits_for_adders = shared_.added() <= barrier && barrier < shared_.fetched();
       barrier_init(barrier, counts_bytes       ? 1
                             : waits_for_adders ? kAdders * kWarpArrivals
                                                : kWarpArrivals);
       barrier_init_fence();
     }
-    if (i < 2 * kStreamWarps) state_->keys[i / kStreamWarps][i % kStreamWarps] = kUnusedKey;
-    if (i < kAdders) state_->groups_ended[i] = 0;
-    if (i == 0) state_->inputs_ready = own_inputs_ != nullptr ? 1 : 0;
+    if (i < 2 * kStreamWarps) shared_.state().keys[i / kStreamWarps][i % kStreamWarps] = kUnusedKey;
+    if (i < kAdders) shared_.state().groups_ended[i] = 0;
+    if (i == 0) shared_.state().inputs_ready = args_.own_inputs ? 1 : 0;
   }
 
   // This block's share of the inputs as BF16 parts, or all of them for itself.
   __device__ void convert_source() const {
     const SourceRows rows = {args_.source, args_.source_rows,
                              args_.first ? args_.w.hidden : args_.w.inner};
-    if (own_inputs_ != nullptr) {
-      convert_inputs<kParts>(rows, own_inputs_, threadIdx.x, kWatcher * kWarp);
+    if (args_.own_inputs) {
+      convert_inputs<kParts>(rows, shared_.own_inputs(), threadIdx.x, kWatcher * kWarp);
     } else {
       const InputRows& inputs = args_.first ? args_.inputs : args_.middle;
-      convert_inputs<kParts>(rows, inputs.values, (warp_ * gridDim.x + blockIdx.x) * kWarp + lane_,
+      convert_inputs<kParts>(rows, inputs.values,
+                             (warp_id() * gridDim.x + blockIdx.x) * kWarp + lane_id(),
                              gridDim.x * (kWatcher * kWarp));
     }
   }
 
   // One thread: publishes inputs as they come to be, and tells other blocks of hidden values.
   __device__ void watch_inputs() {
-    rounds_before_ = rounds_so_far(barrier_);
-    if (own_inputs_ == nullptr) {
+    rounds_before_ = rounds_so_far(barrier());
+    if (!args_.own_inputs) {
       meet_grid();
-      store_release_shared(&state_->inputs_ready, 1);
+      store_release_shared(&shared_.state().inputs_ready, 1);
     }
-    if (pass_count_ == 1) return;
-    const Pass& first = state_->passes[0];
-    const Pass& second = state_->passes[1];
+    if (pass_count() == 1) return;
+    const Pass& first = shared_.state().passes[0];
+    const Pass& second = shared_.state().passes[1];
     Walk told_at = walk();
     int to_tell = max(first.count, 0), told = 0;
     int tile = second.first_tile;
@@ -188,17 +157,17 @@ class Decoder {
     while (told < to_tell || tile <= last_tile) {
       // Counts this block's groups of hidden values up to the first that is not written.
       static_assert(kAdders == 2);
-      const int ended = min(2 * load_acquire_shared(&state_->groups_ended[0]),
-                            2 * load_acquire_shared(&state_->groups_ended[1]) + 1);
+      const int ended = min(2 * load_acquire_shared(&shared_.state().groups_ended[0]),
+                            2 * load_acquire_shared(&shared_.state().groups_ended[1]) + 1);
       if (told < ended) __threadfence();
       for (; told < ended; ++told) {
-        atomicAdd(groups_done_ + told_at.tile(), 1u);
+        atomicAdd(groups_done() + told_at.tile(), 1u);
         told_at.advance(told_at.chunks());
       }
       // Acquiring empties the first-level cache of inputs, so only when there is something.
-      if (tile <= last_tile && load_relaxed(groups_done_ + tile) >= groups) {
-        load_acquire(groups_done_ + tile);
-        store_release_shared(&state_->inputs_ready, static_cast<std::uint32_t>(2 + tile));
+      if (tile <= last_tile && load_relaxed(groups_done() + tile) >= groups) {
+        load_acquire(groups_done() + tile);
+        store_release_shared(&shared_.state().inputs_ready, static_cast<std::uint32_t>(2 + tile));
         ++tile;
       } else {
         __nanosleep(20);
@@ -208,13 +177,13 @@ class Decoder {
 
   // One thread of the watching warp.
   __device__ void meet_grid() {
-    arrive_at(barrier_);
-    wait_for_round(barrier_, rounds_before_, ++rounds_);
+    arrive_at(barrier());
+    wait_for_round(barrier(), rounds_before_, ++rounds_);
   }
 
   // ---- the stream ----
 
-  __device__ Walk walk() const { return Walk(state_->passes, pass_count_); }
+  __device__ Walk walk() const { return Walk(shared_.state().passes, pass_count()); }
 
   // What a warp has to know of a unit: which inputs, and from which chunk of their columns on.
   static constexpr int kNoUnit = -1;
@@ -228,7 +197,7 @@ class Decoder {
     return static_cast<std::uint32_t>(key + 1) * 2 + (round / 2 & 1u);
   }
   __device__ int await_key(std::uint32_t round) const {
-    std::uint32_t* from = &state_->keys[round % 2][warp_];
+    std::uint32_t* from = &shared_.state().keys[round % 2][warp_id()];
     std::uint32_t key;
     while (((key = load_acquire_shared(from)) & 1u) != (round / 2 & 1u)) __nanosleep(20);
     return static_cast<int>(key / 2) - 1;
@@ -236,9 +205,10 @@ class Decoder {
 
   // A warp of which each lane fills the ring of one stream warp.
   __device__ void fetch_units() const {
+    const int lane = lane_id();
     const std::uint64_t policy = evict_first_policy();
-    const int warp = min(lane_, kStreamWarps - 1);
-    bool is_left = lane_ < kStreamWarps;
+    const int warp = min(lane, kStreamWarps - 1);
+    bool is_left = lane < kStreamWarps;
     Walk at = walk();
     at.advance(warp);
     bool meets_tile = true;
@@ -246,17 +216,18 @@ class Decoder {
     for (std::uint32_t round = 0; __any_sync(kAllLanes, is_left);) {
       const std::uint32_t buffer = round % 2;
       const std::uint32_t place = buffer * kStreamWarps + warp;
-      const bool is_free = is_left && barrier_test(freed_ + place, (round / 2 & 1u) ^ 1u);
+      const bool is_free = is_left && barrier_test(shared_.freed() + place, (round / 2 & 1u) ^ 1u);
       if (is_free) {
         is_left = !at.ended();
-        store_release_shared(&state_->keys[buffer][warp],
+        store_release_shared(&shared_.state().keys[buffer][warp],
                              tagged_key(is_left ? unit_key(at) : kNoUnit, round));
         ++round;
         if (is_left) {
           if (meets_tile)
-            expert = at.pass().weights + tables_.tiles[at.tile()].expert * at.pass().expert_bytes;
-          bulk_fetch(rings_ + (warp * 2 + buffer) * kChunkBytes, expert + at.chunk_offset(),
-                     kChunkBytes, fetched_ + place, policy);
+            expert = at.pass().weights +
+                     shared_.tables().tiles[at.tile()].expert * at.pass().expert_bytes;
+          bulk_fetch(shared_.ring(warp, buffer), expert + at.chunk_offset(), kChunkBytes,
+                     shared_.fetched() + place, policy);
           meets_tile = at.advance(kStreamWarps);
         }
       }
@@ -264,49 +235,83 @@ class Decoder {
     }
   }
 
-  using Rows = const std::uint8_t* [kGroups];
+  // A lane's, by group of tokens, or by part where inputs have several.
+  using Rows = const std::uint8_t * [kGroups * kParts];
+  static_assert(kGroups == 1 || kParts == 1);
 
   __device__ void stream() {
     Rows rows = {};
     std::uint32_t round = 0;
     for (int key = await_key(round); key != kNoUnit;) {
-      const int groups = find_inputs(key >> 9, key >> 8 & 1, rows);
-      if (kGroups == 1 || groups == 1)
-        key = stream_tile<1>(key, rows, round);
-      else
-        key = stream_tile<kGroups>(key, rows, round);
+      const int tokens = find_inputs(key >> 9, key >> 8 & 1, rows);
+      key = stream_tile_of(tokens, key, rows, round);
+    }
+  }
+  __device__ int stream_tile_of(int tokens, int key, const Rows& rows, std::uint32_t& round) const {
+    if constexpr (kParts > 1) {
+      return stream_tile<8, kParts>(key, rows, round);
+    } else {
+      const int width = tile_width<kParts>(tokens);
+      if (kGroups > 1 && tokens > 8) return stream_tile<8, kGroups>(key, rows, round);
+      if (width == 8) return stream_tile<8, 1>(key, rows, round);
+      if (width == 4) return stream_tile<4, 1>(key, rows, round);
+      if (width == 2) return stream_tile<2, 1>(key, rows, round);
+      return stream_tile<1, 1>(key, rows, round);
     }
   }
 
-  // Multiplies the units of one tile and pass from the one of `key` on, for kUsed groups of tokens;
-  // returns the key that follows.
-  template <int kUsed>
+  // Multiplies the units of one tile and pass from the one of `key` on, each with the inputs of
+  // kProducts products; returns the key that follows.
+  template <int kWidth, int kProducts>
   __device__ int stream_tile(int key, const Rows& rows, std::uint32_t& round) const {
-    // Inputs of a single group and part stay in registers while the columns are the same; others
-    // are loaded a slab ahead.
-    constexpr bool kKeeps = kUsed * kParts == 1;
+    // Inputs of one product stay in registers while the columns are the same; others are loaded a
+    // slab ahead.
+    constexpr bool kKeeps = kProducts == 1;
     constexpr int kHeld = kKeeps ? 4 : 2;
-    SlabInputs<kUsed, kParts> inputs[kHeld];
-    const int tile = key >> 8;
-    int held = kNoUnit;
+    SlabInputs<kWidth, kProducts> inputs[kHeld];
+    int inputs_at = 0;
+    const auto load_inputs = [&] {
+      inputs_at = (key & 0xFF) * (kParts * kChunkCols * 2);
+#pragma unroll
+      for (int i = 0; i < (kKeeps ? 4 : 1); ++i)
+        inputs[i].load(rows, inputs_at, slab_in_turn<kWidth>(i));
+    };
+    if constexpr (kKeeps) load_inputs();
+    const int tile = key >> 8, warp = warp_id();
+    int held = key;
     do {
-      const int inputs_at = (key & 0xFF) * (kParts * kChunkCols * 2);
-      if (!kKeeps || key != held) {
-        held = key;
+      if (!kKeeps || key != held) load_inputs();
+      held = key;
+      const std::uint32_t place = round % 2 * kStreamWarps + warp;
+      barrier_wait_idle(shared_.fetched() + place, round / 2 & 1u);
+      const std::uint32_t unit = shared_address(shared_.ring(warp, round % 2));
+      const auto inputs_of = [&](int nth) -> const auto& {
+        if (!kKeeps) inputs[(nth + 1) % kHeld].load(rows, inputs_at, (nth + 1) % 4);
+        return inputs[nth % kHeld];
+      };
+      constexpr int kUsed = kProducts / kParts, kLane = kLaneSums<kWidth>;
+      float sums[kGroupSlabs][kUsed][kLane] = {};
+      static_assert(kGroupSlabs == 2);
+      if constexpr (kParts == 1) {
+        // In a loop, whose code many warps share, rather than side by side.
+#pragma unroll 1
+        for (int slab = 0; slab < kGroupSlabs; ++slab) {
 #pragma unroll
-        for (int i = 0; i < (kKeeps ? 4 : 1); ++i) inputs[i].load(rows, inputs_at, i);
-      }
-      const std::uint32_t place = round % 2 * kStreamWarps + warp_;
-      barrier_wait_idle(fetched_ + place, round / 2 & 1u);
-      const std::uint32_t unit = shared_address(rings_) + (warp_ * 2 + round % 2) * kChunkBytes;
-      float sums[2][kUsed][4] = {};
+          for (int i = 0; i < kUsed * kLane; ++i)
+            sums[0][i / kLane][i % kLane] = sums[1][i / kLane][i % kLane];
+          multiply_slab<kFp8, kWidth>(unit, slab, args_.scale_place, inputs_of, sums[1]);
+        }
+      } else {
+        float both[kGroupSlabs][4] = {};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (!kKeeps && i < 3) inputs[(i + 1) % kHeld].load(rows, inputs_at, i + 1);
-        multiply_slab<kFp8>(unit, i, inputs[i % kHeld], sums);
+        for (int i = 0; i < 4; ++i) multiply_parts(unit, i, inputs_of(i), both);
+#pragma unroll
+        for (int i = 0; i < kGroupSlabs * 4; ++i) sums[i / 4][0][i % 4] = both[i / 4][i % 4];
       }
-      warp_arrive(freed_ + place);  // the buffer has been read
-      hand_over(round, sums);
+      warp_arrive(shared_.freed() + place);  // the buffer has been read
+      barrier_wait_idle(shared_.added() + round % kSumRounds, (round / kSumRounds & 1u) ^ 1u);
+      store_unit<kGroups>(shared_.sums(round, warp), sums);
+      warp_arrive(shared_.handed_over() + round % kSumRounds * kStreamWarps + warp);
       key = await_key(++round);
     } while (key >> 8 == tile);
     return key;
@@ -314,60 +319,41 @@ class Decoder {
 
   __device__ int units() const {
     int all = 0;
-    for (int i = 0; i < pass_count_; ++i)
-      all += max(state_->passes[i].count, 0) * state_->passes[i].chunks;
+    for (int i = 0; i < pass_count(); ++i)
+      all += max(shared_.state().passes[i].count, 0) * shared_.state().passes[i].chunks;
     return all;
   }
 
-  // Waits for the inputs of a tile and finds this lane's rows: lane 4n + t has columns of token n.
-  // Lanes past the last token read the first one's, for sums that nobody takes. Returns how many
-  // groups of 8 tokens there are.
+  // Waits for the inputs of a tile and finds this lane's rows. Lanes past the last token read the
+  // first one's, for sums that nobody takes. Returns how many tokens there are.
   __device__ int find_inputs(int tile_number, int pass_number, Rows& rows) const {
     const bool is_hidden = pass_number == 1;
     const std::uint32_t needed = is_hidden ? 2 + tile_number : 1;
-    while (load_acquire_shared(&state_->inputs_ready) < needed) __nanosleep(20);
+    while (load_acquire_shared(&shared_.state().inputs_ready) < needed) __nanosleep(20);
     const InputRows& inputs = args_.first && !is_hidden ? args_.inputs : args_.middle;
-    const TokenTile tile = tables_.tiles[tile_number];
+    const TokenTile tile = shared_.tables().tiles[tile_number];
     const auto* base = reinterpret_cast<const std::uint8_t*>(
-        own_inputs_ != nullptr && !is_hidden ? own_inputs_ : inputs.values);
-    const int row_bytes = state_->passes[pass_number].chunks * (kParts * kChunkCols * 2);
+        args_.own_inputs && !is_hidden ? shared_.own_inputs() : inputs.values);
+    const int row_bytes = shared_.state().passes[pass_number].chunks * (kParts * kChunkCols * 2);
+    const int token_of_8 = lane_id() / 4 & (tile_width<kParts>(tile.count) - 1);
 #pragma unroll
-    for (int n = 0; n < kGroups; ++n) {
-      const int token = n * 8 + lane_ / 4;
-      const int slot = tables_.sorted[tile.first + (token < tile.count ? token : 0)];
-      rows[n] =
-          base + std::int64_t{inputs.slots_per_row.quotient(slot)} * row_bytes + lane_ % 4 * 16;
+    for (int n = 0; n < kGroups * kParts; ++n) {
+      const int token = n / kParts * 8 + token_of_8;
+      const int slot = shared_.tables().sorted[tile.first + (token < tile.count ? token : 0)];
+      rows[n] = base + std::int64_t{inputs.slots_per_row.quotient(slot)} * row_bytes +
+                n % kParts * (kChunkCols * 2) + lane_id() % 4 * 16;
     }
-    return (tile.count + 7) / 8;
-  }
-
-  // Those of 8 tokens follow each other, and those of a slab all tokens' of the one before.
-  __device__ float4* sums_at(std::uint32_t round, int warp) const {
-    const int unit = round % kSumRounds * kStreamWarps + warp;
-    return sums_ + unit * kGroupSlabs * kGroups * kWarp + lane_;
-  }
-
-  template <int kUsed>
-  __device__ void hand_over(std::uint32_t round, const float (&sums)[2][kUsed][4]) const {
-    barrier_wait_idle(added_ + round % kSumRounds, (round / kSumRounds & 1u) ^ 1u);
-#pragma unroll
-    for (int slab = 0; slab < kGroupSlabs; ++slab)
-#pragma unroll
-      for (int n = 0; n < kUsed; ++n)
-        sums_at(round, warp_)[(slab * kGroups + n) * kWarp] =
-            make_float4(sums[slab][n][0], sums[slab][n][1], sums[slab][n][2], sums[slab][n][3]);
-    warp_arrive(handed_over_ + round % kSumRounds * kStreamWarps + warp_);
+    return tile.count;
   }
 
   // ---- results ----
 
-  using Totals = float[kGroupSlabs][kGroups][4];
-
   // Adds the units of every kAdders-th group, in order of columns, and finishes them.
   __device__ void add_up(int adder) const {
-    const DecodeResults<kParts> results(args_, tables_.sorted);
+    const int lane = lane_id();
+    const DecodeResults<kParts> results(args_, shared_.tables().sorted);
     Walk at = walk();
-    Totals totals = {};
+    UnitSums<kGroups> totals = {};
     GlobalScales scales = {};
     std::uint32_t ended = 0;
     int group = 0;
@@ -380,21 +366,25 @@ class Decoder {
         const int n = min(handed - i, at.chunks() - at.chunk());
         const bool ends = at.chunk() + n == at.chunks();
         if (group % kAdders == adder) {
-          const TokenTile tile = tables_.tiles[at.tile()];
+          const TokenTile tile = shared_.tables().tiles[at.tile()];
           if (at.chunk() == 0) scales = results.scales_of(is_first(at), tile.expert);
-          Barrier* units = handed_over_ + round % kSumRounds * kStreamWarps + i;
+          Barrier* units = shared_.handed_over() + round % kSumRounds * kStreamWarps + i;
           if constexpr (kWarpArrivals == 1)
-            barrier_wait_idle(units + min(lane_, n - 1), parity);  // one each
+            barrier_wait_idle(units + min(lane, n - 1), parity);  // one each
           else
             for (int j = 0; j < n; ++j) barrier_wait_idle(units + j, parity);
           __syncwarp();
-          add_units(sums_at(round, i), n, (tile.count + 7) / 8, totals);
+          add_units<kGroups>(shared_.sums(round, i), n, tile.count, tile_width<kParts>(tile.count),
+                             totals);
           if (ends) {
-            finish_group(results, at, tile, scales, totals);
+            results.template finish<kGroups>(is_first(at), at.group(), tile, scales, totals);
+#pragma unroll
+            for (int j = 0; j < kGroupSlabs * kGroups * 4; ++j)
+              totals[j / (4 * kGroups)][j / 4 % kGroups][j % 4] = 0;
             if (is_first(at) && args_.second) {
               __syncwarp();
               ++ended;
-              if (lane_ == 0) store_release_shared(&state_->groups_ended[adder], ended);
+              if (lane == 0) store_release_shared(&shared_.state().groups_ended[adder], ended);
             }
           }
         }
@@ -403,47 +393,28 @@ class Decoder {
         at.advance(n);
       }
       // An adder that had no group since must not arrive for two rounds at once.
-      barrier_wait_idle(added_ + round % kSumRounds, parity ^ 1u);
-      warp_arrive(added_ + round % kSumRounds);
+      barrier_wait_idle(shared_.added() + round % kSumRounds, parity ^ 1u);
+      warp_arrive(shared_.added() + round % kSumRounds);
     }
   }
   __device__ bool is_first(const Walk& at) const { return args_.first && at.pass_number() == 0; }
 
-  // Hands on a group's sums and clears them.
-  __device__ void finish_group(const DecodeResults<kParts>& results, const Walk& at,
-                               const TokenTile& tile, const GlobalScales& scales,
-                               Totals& totals) const {
-#pragma unroll
-    for (int slab = 0; slab < kGroupSlabs; ++slab) {
-      results.finish(is_first(at), at.group() * kGroupSlabs + slab, tile, scales, totals[slab]);
-#pragma unroll
-      for (int i = 0; i < kGroups * 4; ++i) totals[slab][i / 4][i % 4] = 0;
-    }
-  }
-
   // One warp: returns when all outputs of the grid are written.
   __device__ void finish_grid() {
-    if (lane_ == 0) meet_grid();
+    const int lane = lane_id();
+    if (lane == 0) meet_grid();
     __syncwarp();
-    if (blockIdx.x == 0 && pass_count_ == 2)  // as the next launch needs them
-      for (int tile = lane_; tile < state_->tiles; tile += kWarp) groups_done_[tile] = 0;
+    if (blockIdx.x == 0 && pass_count() == 2)  // as the next launch needs them
+      for (int tile = lane; tile < shared_.state().tiles; tile += kWarp) groups_done()[tile] = 0;
   }
 
+  __device__ GridBarrier* barrier() const { return reinterpret_cast<GridBarrier*>(args_.sync); }
+  /// [tiles] times adders; zero between launches.
+  __device__ std::uint32_t* groups_done() const { return args_.sync + kGridBarrierWords; }
+  __device__ int pass_count() const { return args_.first && args_.second ? 2 : 1; }
+
   const DecodeArgs& args_;
-  const int warp_ = warp_id();
-  const int lane_ = lane_id();
-  std::uint16_t* own_inputs_ = nullptr;  // of this block alone
-  std::uint8_t* rings_;                  // [stream warps, 2] units
-  float4* sums_;
-  Barrier* handed_over_;  // [kSumRounds, stream warps] a unit's sums are
-  Barrier* added_;        // [kSumRounds] all sums of a round are
-  Barrier* fetched_;      // [2, stream warps] a unit is in its ring
-  Barrier* freed_;        // and has been multiplied
-  TileTables tables_;
-  BlockState* state_;
-  GridBarrier* barrier_;
-  std::uint32_t* groups_done_;  // [tiles] times adders; zero between launches
-  int pass_count_;
+  const DecodeShared<kTokens> shared_;
   std::uint32_t rounds_before_ = 0, rounds_ = 0;  // of the watching warp
 };
 
@@ -460,8 +431,9 @@ using Kernel = void (*)(DecodeArgs);
 template <int kTokens>
 Kernel kernel_for(int parts, bool fp8) {
   if (fp8) return experts_decode_kernel<kTokens, 1, true>;
-  return parts == 2 ? experts_decode_kernel<kTokens, 2, false>
-                    : experts_decode_kernel<kTokens, 1, false>;
+  if constexpr (kTokens == 8)
+    if (parts == 2) return experts_decode_kernel<kTokens, 2, false>;
+  return experts_decode_kernel<kTokens, 1, false>;
 }
 
 }  // namespace
@@ -469,6 +441,12 @@ Kernel kernel_for(int parts, bool fp8) {
 void experts_decode(DecodeArgs args, const DecodeConfig& config, cudaStream_t stream) {
   args.blocks = Divisor(config.blocks);
   args.columns = Divisor(args.w.hidden);
+  args.scale_place = kScaleFloatPlace;
+  const ExpertsProblem problem = {args.routed.tokens, args.routed.k, args.w.experts,
+                                  args.w.hidden,      args.w.inner,  config.parts};
+  args.at = decode_layout(problem, config.tile_tokens);
+  args.own_inputs = args.first && args.source_rows == problem.tokens &&
+                    decode_own_input_bytes(problem, config.tile_tokens) > 0;
   args.groups[0] = Divisor(groups_of(first_projection(args.w.hidden, args.w.inner)));
   args.groups[1] = Divisor(groups_of(second_projection(args.w.hidden, args.w.inner)));
   const Kernel kernel = config.tile_tokens == 8 ? kernel_for<8>(config.parts, args.w.fp8)
