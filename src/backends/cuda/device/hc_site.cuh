@@ -8,6 +8,7 @@
 // Slices are functions of the width alone, and so is the order.
 #pragma once
 
+#include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
 #include "backends/cuda/launch/hyper_connections.h"
@@ -39,8 +40,42 @@ __device__ inline float reciprocal(float x) {
 
 // ---- of a channel ----
 
+/// The weights of a unit's channels in shared memory. Loads into registers, each with an address of
+/// its own, are four times the instructions, which come slowly the first time.
+using UnitWeights = float[kMixes * kHc][kWarp];
+
+/// Starts the copy of the unit of this warp, the 32 channels from `first` on; width and `first` are
+/// multiples of 4.
+__device__ inline void fetch_unit(const HcPreArgs& site, int first, UnitWeights& to) {
+  constexpr int kChunks = kWarp / 4, kRows = kWarp / kChunks;  // of 16 bytes, at a time
+  const int row = lane_id() / kChunks, column = lane_id() % kChunks * 4;
+  const bool is_there = first + column < site.width;
+  const float* from = site.fn + std::int64_t{row} * site.width + first + column;
+  std::uint32_t place = shared_address(&to[row][column]);
+#pragma unroll 4
+  for (int i = 0; i < kMixes * kHc; i += kRows) {
+    copy16_or_zeros(place, from, is_there);
+    from += kRows * site.width;
+    place += kRows * sizeof(to[0]);
+  }
+  commit_copies();
+}
+/// Waits for fetch_unit().
+__device__ inline void await_unit() {
+  wait_copies<0>();
+  __syncwarp();
+}
+
+/// A lane's channel of them.
+struct SharedChannel {
+  static constexpr int kGroupsAtOnce = 1;  // little code
+  const UnitWeights& fn;
+  __device__ float weight(int mix, int stream) const { return fn[mix * kHc + stream][lane_id()]; }
+};
+
 /// The weights of a channel, for as long as a thread lives.
 struct Channel {
+  static constexpr int kGroupsAtOnce = kMixes / kGroup;
   float fn[kMixes][kHc];
 
   /// Zeros for index −1.
@@ -53,6 +88,7 @@ struct Channel {
                        ? 0.0f
                        : load_weight(site.fn + std::int64_t{i * kHc + s} * site.width + index);
   }
+  __device__ float weight(int mix, int stream) const { return fn[mix][stream]; }
 };
 
 /// A channel of all streams once the update has been applied; `comb` holds the matrix's rows.
@@ -92,17 +128,18 @@ __device__ inline float sum_group(float (&x)[kGroup]) {
 
 /// The unit's part of a token's values; lane i returns value i, those from kValues on nothing of
 /// use.
-__device__ inline float unit_values(const Channel& channel, const float (&v)[kHc]) {
+template <class AnyChannel>
+__device__ inline float unit_values(const AnyChannel& channel, const float (&v)[kHc]) {
   float mine =
       warp_sum(fmaf(v[3], v[3], fmaf(v[2], v[2], fmaf(v[1], v[1], __fmul_rn(v[0], v[0])))));
-#pragma unroll
+#pragma unroll AnyChannel::kGroupsAtOnce
   for (int g = 0; g < kMixes; g += kGroup) {
     float sums[kGroup];
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
-      sums[i] = __fmul_rn(channel.fn[g + i][0], v[0]);
+      sums[i] = __fmul_rn(channel.weight(g + i, 0), v[0]);
 #pragma unroll
-      for (int s = 1; s < kHc; ++s) sums[i] = fmaf(channel.fn[g + i][s], v[s], sums[i]);
+      for (int s = 1; s < kHc; ++s) sums[i] = fmaf(channel.weight(g + i, s), v[s], sums[i]);
     }
     const float total = sum_group(sums);
     if (lane_id() / kGroup == g / kGroup) mine = total;

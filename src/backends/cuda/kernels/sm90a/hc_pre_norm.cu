@@ -3,12 +3,15 @@
 // mixes, Sinkhorn and collapse of a hyper-connection site (hc_pre), and the RMS norm after it, in
 // one launch; hc_pre_norm_rows.cu has the kernels for more.
 //
-// A cluster of blocks takes a token at a time. A thread owns one channel of all streams and holds
-// its part of `fn`, the bulk of the bytes, in registers: it is on its way before the kernel in
-// front has ended. Blocks send each other their parts of the mixes, then of the norm's squares, and
-// count the bytes that came; one warp more balances the matrix meanwhile.
+// A cluster of blocks takes a token at a time. A thread owns one channel of all streams. Its part
+// of `fn`, the bulk of the bytes, is on its way before the kernel in front has ended: to registers,
+// or of one token to shared memory, which takes less code; but then the next kernel's blocks find
+// no room beside these, and clusters of several tokens are on half of the chip. Blocks send each
+// other their parts of the mixes, then of the norm's squares, and count the bytes that came; one
+// warp more balances the matrix meanwhile.
 #include <algorithm>
 #include <atomic>
+#include <type_traits>
 
 #include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/dependent.cuh"
@@ -55,10 +58,11 @@ __device__ void load_channel(const HcPreNormArgs& args, std::int64_t t, int chan
   for (int s = 0; s < kHc; ++s) updated[s * width] = v[s];
 }
 
-template <int kMostUnits>
+template <int kMostUnits, bool kOneToken>
 __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
     hc_pre_norm_kernel(const __grid_constant__ HcPreNormArgs args, int slice) {
   __shared__ Shared shared;
+  extern __shared__ __align__(16) float unit_weights[];  // UnitWeights of every warp of channels
   let_next_start();
   const HcPreArgs& site = args.pre;
   const int blocks = static_cast<int>(cluster_size());
@@ -74,7 +78,16 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
   const int of_slice = static_cast<int>(threadIdx.x);
   int index = rank * slice + of_slice;
   if (of_slice >= slice || index >= site.width) index = -1;
-  const Channel channel(site, index);  // zeros in the warp that balances
+  using AnyChannel = std::conditional_t<kOneToken, SharedChannel, Channel>;
+  const AnyChannel channel = [&] {
+    if constexpr (kOneToken) {
+      UnitWeights& weights = reinterpret_cast<UnitWeights*>(unit_weights)[balances ? 0 : warp_id()];
+      if (!balances) fetch_unit(site, rank * slice + warp_id() * kWarp, weights);
+      return SharedChannel{weights};
+    } else {
+      return Channel(site, index);  // zeros in the warp that balances
+    }
+  }();
   const float norm_weight = index < 0 ? 0.0f : load_weight(args.norm_weight + index);
   const MixScales scales(site);
   wait_for_previous();
@@ -96,6 +109,7 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
     }
     float v[kHc] = {};
     if (index >= 0) load_channel(args, t, index, v);
+    if constexpr (kOneToken) await_unit();
     shared.units[warp_id()][lane_id()] = unit_values(channel, v);
     named_sync(kPartsBarrier, units * kWarp);
     float sum = 0;
@@ -122,26 +136,39 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
 // ---- host ----
 
 // Clusters that the chip holds: a property of the shape, asked for once.
-template <int kMostUnits>
+template <int kMostUnits, bool kOneToken>
 int resident(LaunchShape shape) {
   static std::atomic<int> all[2][kMaxUnits + 2];
   std::atomic<int>& known = all[shape.cluster_x == kMaxRanks][shape.block.x / kWarp];
   if (known == 0) {
-    const auto kernel = hc_pre_norm_kernel<kMostUnits>;
+    const auto kernel = hc_pre_norm_kernel<kMostUnits, kOneToken>;
     QT_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    allow_shared(kernel, kOneToken ? kMostUnits * sizeof(UnitWeights) : 0);
     shape.grid = shape.cluster_x;
     known = resident_clusters(kernel, shape);
   }
   return known;
 }
 
-template <int kMostUnits>
+template <int kMostUnits, bool kOneToken>
 void launch_site(const HcPreNormArgs& args, cudaStream_t stream) {
   const int ranks = ranks_for(args.pre.width), slice = slice_of(args.pre.width);
-  LaunchShape shape{.block = static_cast<unsigned>((slice + kWarp - 1) / kWarp + 1) * kWarp,
+  const int units = (slice + kWarp - 1) / kWarp;
+  LaunchShape shape{.block = static_cast<unsigned>(units + 1) * kWarp,
+                    .shared = kOneToken ? static_cast<std::size_t>(units) * sizeof(UnitWeights) : 0,
                     .cluster_x = static_cast<unsigned>(ranks)};
-  shape.grid = static_cast<unsigned>(ranks * std::min(args.pre.rows, resident<kMostUnits>(shape)));
-  launch(hc_pre_norm_kernel<kMostUnits>, shape, stream, args, slice);
+  const int clusters = std::min(args.pre.rows, resident<kMostUnits, kOneToken>(shape));
+  shape.grid = static_cast<unsigned>(ranks * clusters);
+  launch(hc_pre_norm_kernel<kMostUnits, kOneToken>, shape, stream, args, slice);
+}
+
+template <int kMostUnits>
+void launch_site(const HcPreNormArgs& args, cudaStream_t stream) {
+  // Shared memory is filled 16 bytes at a time.
+  if (args.pre.rows == 1 && slice_of(args.pre.width) % 4 == 0)
+    launch_site<kMostUnits, true>(args, stream);
+  else
+    launch_site<kMostUnits, false>(args, stream);
 }
 
 }  // namespace
