@@ -26,10 +26,11 @@ struct Pass {
   int last_tile;
 };
 
-/// Up to this many tiles, groups are dealt out in turns, so that tiles end one after the other and
-/// the second projection's first ones find their inputs. With more, a block takes a run of groups,
-/// because it then meets few tokens.
-inline constexpr int kDealtTiles = 8;
+/// Up to this many tiles, groups are dealt out in turns: tiles end one after the other, so the
+/// second projection's first ones find their inputs, and every block has its share of tiles of many
+/// tokens, which take longer. With more, a block takes a run of groups, because it then meets few
+/// tokens.
+inline constexpr int kDealtTiles = 72;
 
 /// `blocks` are those of the grid, `groups` those of an expert.
 __device__ inline Pass make_pass(const std::uint8_t* weights, const PackedShape& shape, int tiles,
