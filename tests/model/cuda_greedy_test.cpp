@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cuda/cuda_ops.h"
@@ -19,9 +20,18 @@ constexpr std::size_t kPrompts = 10;
 constexpr std::size_t kPromptTokens = 24;
 constexpr std::size_t kNewTokens = 200;
 
+using Logits = std::vector<std::vector<float>>;  // by step
+
 struct GreedyText {
   std::vector<std::int32_t> tokens;
-  std::vector<float> gaps;  // between the two largest logits of each step
+  Logits logits;
+
+  /// Between the two largest logits of a step.
+  float gap(std::size_t step) const {
+    std::vector<float> all = logits[step];
+    std::partial_sort(all.begin(), all.begin() + 2, all.end(), std::greater<>());
+    return all[0] - all[1];
+  }
 };
 
 GreedyText greedy(ModelRunner& runner, std::span<const std::int32_t> prompt) {
@@ -29,11 +39,8 @@ GreedyText greedy(ModelRunner& runner, std::span<const std::int32_t> prompt) {
   GreedyText text;
   std::span<const float> logits = session.feed(prompt);
   for (;;) {
+    text.logits.emplace_back(logits.begin(), logits.end());
     const auto best = std::max_element(logits.begin(), logits.end());
-    float second = -INFINITY;
-    for (auto it = logits.begin(); it != logits.end(); ++it)
-      if (it != best) second = std::max(second, *it);
-    text.gaps.push_back(*best - second);
     text.tokens.push_back(static_cast<std::int32_t>(best - logits.begin()));
     if (text.tokens.size() == kNewTokens) return text;
     logits = session.append(text.tokens.back());
@@ -53,9 +60,9 @@ class Shipped {
   }
   GreedyText greedy(std::size_t p) { return testing::greedy(runner_, prompt(p)); }
   /// Logits at every step of a text that is given.
-  std::vector<std::vector<float>> logits(std::size_t p, const std::vector<std::int32_t>& text) {
+  Logits logits(std::size_t p, const std::vector<std::int32_t>& text) {
     Session session(runner_);
-    std::vector<std::vector<float>> all;
+    Logits all;
     std::span<const float> next = session.feed(prompt(p));
     for (const std::int32_t token : text) {
       all.emplace_back(next.begin(), next.end());
@@ -96,9 +103,9 @@ TEST(CudaGreedy, TextIsThatOfTheCpu) {
       continue;
     }
     const auto step = static_cast<std::size_t>(parting - wanted.tokens.begin());
-    EXPECT_LE(wanted.gaps[step], 0.1f) << "prompt " << p << " parts at token " << step;
+    EXPECT_LE(wanted.gap(step), 0.1f) << "prompt " << p << " parts at token " << step;
     fmt::print("prompt {} parts at token {}, where the two best are {:.4f} apart\n", p, step,
-               wanted.gaps[step]);
+               wanted.gap(step));
   }
   fmt::print("{} of {} texts are equal\n", equal, kPrompts);
   EXPECT_GE(equal, 8u);
@@ -117,9 +124,8 @@ TEST(CudaGreedy, RoundedInputsCostWhatTheyCostOnTheCpu) {
   double of_cpu = 0, of_gpu = 0, of_exact = 0;
   std::size_t same = 0, steps = 0;
   for (std::size_t p = 0; p < kPrompts; ++p) {
-    const std::vector<std::int32_t> text = exact.greedy(p).tokens;
-    const auto wanted = exact.logits(p, text), cpus = on_cpu.logits(p, text),
-               gpus = on_gpu.logits(p, text);
+    const auto [text, wanted] = exact.greedy(p);
+    const Logits cpus = on_cpu.logits(p, text), gpus = on_gpu.logits(p, text);
     for (std::size_t t = 0; t < text.size(); ++t, ++steps) {
       for (std::size_t i = 0; i < wanted[t].size(); ++i) {
         const double x = wanted[t][i];

@@ -51,28 +51,21 @@ class Window {
     const int middle = max(begin, min(end, step_slot_));
 #pragma unroll 8
     for (int slot = begin; slot < middle; ++slot) {  // of earlier steps
-      int row = state_row_ + slot;
-      if (row >= args_.capacity) row -= args_.capacity;
-      const std::int64_t at = state_at_ + std::int64_t{row} * args_.channels + channel(slot, c);
+      const std::int64_t at = old_at(slot) + channel(slot, c);
       f(args_.state_scores[at], args_.state_values[at]);
     }
 #pragma unroll 8
     for (int slot = middle; slot < end; ++slot) {  // of this step
-      const std::int64_t at = step_at_ + std::int64_t{slot} * args_.channels + channel(slot, c);
-      const int phase = slot >= ratio_ ? slot - ratio_ : slot;
-      f(args_.scores[at] + args_.bias[phase * args_.channels + channel(slot, c)], args_.values[at]);
+      const std::int64_t at = new_at(slot) + channel(slot, c);
+      f(args_.scores[at] + args_.bias[bias_at(slot) + channel(slot, c)], args_.values[at]);
     }
   }
   /// Score and value of channel c in one slot of an earlier step or of this one, without a branch.
   __device__ void load(int slot, int c, float& score, float& value) const {
     const bool is_old = slot < step_slot_;
-    int row = state_row_ + slot;
-    if (row >= args_.capacity) row -= args_.capacity;
-    const std::int64_t at = is_old ? state_at_ + std::int64_t{row} * args_.channels
-                                   : step_at_ + std::int64_t{slot} * args_.channels;
-    const int phase = slot >= ratio_ ? slot - ratio_ : slot;
+    const std::int64_t at = is_old ? old_at(slot) : new_at(slot);
     const int of = channel(slot, c);
-    const float bias = is_old ? 0.0f : args_.bias[phase * args_.channels + of];
+    const float bias = is_old ? 0.0f : args_.bias[bias_at(slot) + of];
     score = (is_old ? args_.state_scores : args_.scores)[at + of] + bias;
     value = (is_old ? args_.state_values : args_.values)[at + of];
   }
@@ -90,6 +83,18 @@ class Window {
   }
 
  private:
+  // Where a slot's channels begin: of an earlier step, of this one, and its bias.
+  __device__ std::int64_t old_at(int slot) const {
+    int row = state_row_ + slot;
+    if (row >= args_.capacity) row -= args_.capacity;
+    return state_at_ + std::int64_t{row} * args_.channels;
+  }
+  __device__ std::int64_t new_at(int slot) const {
+    return step_at_ + std::int64_t{slot} * args_.channels;
+  }
+  __device__ int bias_at(int slot) const {
+    return (slot >= ratio_ ? slot - ratio_ : slot) * args_.channels;
+  }
   // With overlap the previous window contributes the first half of the channels.
   __device__ int channel(int slot, int c) const {
     return overlaps_ && slot >= ratio_ ? args_.width + c : c;

@@ -193,7 +193,7 @@ __device__ void multiply_slab(std::uint32_t unit, int slab, std::uint32_t scale_
 /// the parts of 8 tokens' inputs, a product each.
 template <int kParts>
 __device__ void multiply_parts(std::uint32_t unit, int number, const SlabInputs<8, kParts>& inputs,
-                               float (&sums)[2][4]) {
+                               float (&sums)[2][1][4]) {
   const int lane = lane_id();
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
@@ -207,7 +207,7 @@ __device__ void multiply_parts(std::uint32_t unit, int number, const SlabInputs<
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
         const uint4& b = inputs.values[p][atom / 2];
-        mma_bf16(sums[s], a, atom % 2 == 0 ? b.x : b.z, atom % 2 == 0 ? b.y : b.w);
+        mma_bf16(sums[s][0], a, atom % 2 == 0 ? b.x : b.z, atom % 2 == 0 ? b.y : b.w);
       }
     }
   }

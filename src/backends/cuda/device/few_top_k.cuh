@@ -5,6 +5,7 @@
 
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/device/selected_indices.cuh"
 
 namespace quatrain::cuda::few_top_k {
 
@@ -117,20 +118,11 @@ __device__ inline void select(Shared& shared, const float* scores, int count, in
   }
   __syncthreads();
   const bool is_before = lane_id() < warp_id();
-  int larger_before = __reduce_add_sync(kAllLanes, is_before ? shared.larger[lane_id()] : 0);
-  int equal_before = __reduce_add_sync(kAllLanes, is_before ? shared.equal[lane_id()] : 0);
-  const unsigned lower_lanes = (1u << lane_id()) - 1;
+  SelectedIndices to{selected, wanted,
+                     __reduce_add_sync(kAllLanes, is_before ? shared.larger[lane_id()] : 0),
+                     __reduce_add_sync(kAllLanes, is_before ? shared.equal[lane_id()] : 0)};
 #pragma unroll
-  for (int j = 0; j < kPerThread; ++j) {
-    const int my_larger = larger_before + __popc(larger[j] & lower_lanes);
-    const int my_equal = equal_before + __popc(equal[j] & lower_lanes);
-    const bool is_larger = (larger[j] >> lane_id() & 1u) != 0;
-    const bool is_equal = (equal[j] >> lane_id() & 1u) != 0;
-    if (is_larger || (is_equal && my_equal < wanted))
-      selected[my_larger + min(my_equal, wanted)] = first + j * kWarp;
-    larger_before += __popc(larger[j]);
-    equal_before += __popc(equal[j]);
-  }
+  for (int j = 0; j < kPerThread; ++j) to.write(larger[j], equal[j], first + j * kWarp);
 }
 
 }  // namespace quatrain::cuda::few_top_k

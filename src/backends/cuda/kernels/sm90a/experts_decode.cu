@@ -22,7 +22,6 @@
 #include "backends/cuda/device/expert_walk.cuh"
 #include "backends/cuda/device/grid_sync.cuh"
 #include "backends/cuda/device/warp_arrival.cuh"
-#include "backends/cuda/device/wgmma.cuh"
 #include "backends/cuda/launch/experts_decode_layout.h"
 
 namespace quatrain::cuda {
@@ -302,11 +301,8 @@ class Decoder {
           multiply_slab<kFp8, kWidth>(unit, slab, args_.scale_place, inputs_of, sums[1]);
         }
       } else {
-        float both[kGroupSlabs][4] = {};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) multiply_parts(unit, i, inputs_of(i), both);
-#pragma unroll
-        for (int i = 0; i < kGroupSlabs * 4; ++i) sums[i / 4][0][i % 4] = both[i / 4][i % 4];
+        for (int i = 0; i < 4; ++i) multiply_parts(unit, i, inputs_of(i), sums);
       }
       warp_arrive(shared_.freed() + place);  // the buffer has been read
       barrier_wait_idle(shared_.added() + round % kSumRounds, (round / kSumRounds & 1u) ^ 1u);

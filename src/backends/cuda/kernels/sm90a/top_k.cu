@@ -15,6 +15,7 @@
 #include "backends/cuda/device/few_top_k.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/device/selected_indices.cuh"
 #include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/launch.h"
 
@@ -152,8 +153,9 @@ __device__ void compact(Shared& shared, const float* scores, int begin, int end,
   static_assert(kWarps == kWarp, "a lane knows a warp's counts");
   const int of_lane_larger = shared.larger[lane_id()], of_lane_equal = shared.equal[lane_id()];
   const bool is_before = lane_id() < warp_id();
-  int larger_before = __reduce_add_sync(kAllLanes, is_before ? of_lane_larger : 0);
-  int equal_before = __reduce_add_sync(kAllLanes, is_before ? of_lane_equal : 0);
+  SelectedIndices to{selected, threshold.equal,
+                     __reduce_add_sync(kAllLanes, is_before ? of_lane_larger : 0),
+                     __reduce_add_sync(kAllLanes, is_before ? of_lane_equal : 0)};
   if (warp_id() == 0) {
     shared.all_larger = __reduce_add_sync(kAllLanes, of_lane_larger);
     shared.all_equal = __reduce_add_sync(kAllLanes, of_lane_equal);
@@ -161,20 +163,12 @@ __device__ void compact(Shared& shared, const float* scores, int begin, int end,
   cluster.sync();
   for (unsigned b = 0; b < cluster.block_rank(); ++b) {
     const Shared& earlier = *cluster.map_shared_rank(&shared, b);
-    larger_before += earlier.all_larger;
-    equal_before += earlier.all_equal;
+    to.larger_before += earlier.all_larger;
+    to.equal_before += earlier.all_equal;
   }
-  const unsigned lower_lanes = (1u << lane_id()) - 1;
   for (int first = own_begin; first < own_end; first += kWarp) {
     masks(first, larger, equal);
-    const int my_larger = larger_before + __popc(larger & lower_lanes);
-    const int my_equal = equal_before + __popc(equal & lower_lanes);
-    const bool is_larger = (larger >> lane_id() & 1u) != 0;
-    const bool is_equal = (equal >> lane_id() & 1u) != 0;
-    if (is_larger || (is_equal && my_equal < threshold.equal))
-      selected[my_larger + min(my_equal, threshold.equal)] = first + lane_id();
-    larger_before += __popc(larger);
-    equal_before += __popc(equal);
+    to.write(larger, equal, first + lane_id());
   }
   cluster.sync();  // nobody leaves while its counts are read
 }
