@@ -94,7 +94,7 @@ TEST_F(EngineTest, PreemptionChangesNoToken) {
     Client client(*engine);
     std::vector<EngineRequest> requests;
     for (int i = 0; i < 10; ++i) requests.push_back(request(number(20, 120), 200));
-    for (const EngineRequest& r : requests) client.submit(r);
+    client.submit_together(requests);
     client.wait();
     for (std::size_t i = 0; i < requests.size(); ++i)
       EXPECT_EQ(client.outcome(i).tokens, alone(single, requests[i])) << "request " << i;
@@ -286,8 +286,8 @@ TEST_F(EngineTest, PromptScoresSurvivePreemption) {
   for (int i = 0; i < 12; ++i) {
     requests.push_back(request(number(60, 125), 200));
     requests.back().prompt_logprobs = 1;
-    client.submit(requests.back());
   }
+  client.submit_together(requests);
   client.wait();
   EXPECT_GT(engine->stats().preemptions, 0);
   for (std::size_t i = 0; i < requests.size(); ++i) {

@@ -6,7 +6,9 @@
 
 #include <condition_variable>
 #include <deque>
+#include <future>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -41,6 +43,22 @@ class Client {
     const std::lock_guard lock(mutex_);
     ids_[index] = submitted.id;
     return index;
+  }
+
+  /// Submits requests so that the engine takes up all of them in one step: what comes of sharing
+  /// memory then depends on them alone, not on when this thread runs. Nothing else may be running.
+  void submit_together(std::span<const EngineRequest> requests) {
+    std::promise<void> all_are_there;
+    EngineRequest first;
+    first.prompt = {0};
+    first.max_tokens = 1;
+    // The engine's thread stands still inside the event.
+    const Engine::Submitted submitted = engine_.submit(
+        std::move(first),
+        [there = all_are_there.get_future().share()](RequestEvent&&) { there.wait(); });
+    EXPECT_FALSE(submitted.refusal) << submitted.message;
+    for (const EngineRequest& request : requests) submit(request);
+    all_are_there.set_value();
   }
 
   void cancel(std::size_t index) {
