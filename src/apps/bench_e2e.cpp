@@ -69,6 +69,7 @@ double count_parameters(const V4Config& config) {
 void bench_e2e(E2eFlags& flags) {
   std::vector<BenchTest> tests = make_tests(flags);
   size_for(tests, flags.model.options);
+  flags.model.verbose = true;  // times mean little without the kernels that took them
   LoadedEngine engine(flags.model);
   BenchReport report;
   report.subject = {.version = QUATRAIN_VERSION,

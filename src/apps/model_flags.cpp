@@ -65,6 +65,8 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--trace", trace, "Write every intermediate tensor to this folder");
   app.add_option("--trace-filter", trace_filter, "Trace only operations whose name contains this");
   app.add_flag("--check", check, "Stop at the first operation whose result is not finite");
+  app.add_flag("-v,--verbose", verbose,
+               "Say which kernels steps of how many rows take on a GPU; bench always does");
 }
 
 void ModelFlags::add_synthetic_to(CLI::App& app) {
@@ -178,6 +180,7 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
   log_info("{}: {}; {}{}ready in {:.2f} s", name_, backend_.description,
            fp8 ? "FP8 expert inputs, for which every expert's scales are exact; " : "", recorded,
            seconds.count());
+  if (!flags.verbose) return;
   for (const std::string& choice : ops_->kernel_choices()) log_info("kernels: {}", choice);
 }
 

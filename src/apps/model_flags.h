@@ -39,6 +39,7 @@ struct ModelFlags {
   std::string trace_filter;
   CpuFlags cpu;
   bool check = false;
+  bool verbose = false;
   EngineOptions options;
 
   /// Adds the flags; the model is the first positional argument or -m/--model.
