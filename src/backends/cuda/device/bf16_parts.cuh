@@ -17,6 +17,13 @@ __device__ inline float high_float(std::uint32_t pair) {
   return __uint_as_float(pair & 0xFFFF0000u);
 }
 
+/// Two BF16 products, rounded to nearest; subnormals count.
+__device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 /// Writes four numbers' parts; their second parts follow `distance` columns after the first.
 __device__ inline void store_parts(std::uint16_t* at, int parts, int distance, float4 x) {
   const std::uint32_t first = bf16_pair(x.x, x.y), second = bf16_pair(x.z, x.w);

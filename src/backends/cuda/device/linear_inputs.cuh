@@ -13,7 +13,7 @@ namespace quatrain::cuda {
 
 /// Where inputs lie: [tokens, groups, cols], of which `tokens` from `token0` on and one group are
 /// wanted.
-struct InputRows {
+struct LinearRows {
   const float* x = nullptr;
   const float* up = nullptr;  // the input is swiglu(x, up); null for x itself
   float limit = 0;
@@ -58,7 +58,7 @@ struct SplitInputs {
 struct InputOctet {
   float4 low, high;
 
-  __device__ void load(const InputRows& rows, const float* from, int token, int column) {
+  __device__ void load(const LinearRows& rows, const float* from, int token, int column) {
     low = rows.load(from, token, column);
     high = rows.load(from, token, column + 4);
   }
@@ -116,7 +116,7 @@ __device__ inline void split_octet(const InputOctet& v,
 /// Splits `blocks` blocks of columns from `first_column` on, `rows.tokens` tokens; all threads of a
 /// block of `kThreads`. A barrier makes the parts known to all.
 template <LinearKind kKind, int kThreads, int kTokens>
-__device__ inline void split_inputs(const InputRows& rows, int first_column, int blocks,
+__device__ inline void split_inputs(const LinearRows& rows, int first_column, int blocks,
                                     const SplitInputs<kTokens, kParts<kKind>>& out) {
   constexpr int kPitch = kThreads / 16;
   const int column = first_column + lane_id() % 16 * 8;

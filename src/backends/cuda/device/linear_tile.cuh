@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/bf16_parts.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/launch/linear.h"
 #include "core/f16_activations.h"
@@ -88,12 +89,6 @@ __device__ inline std::uint32_t f16x2_of_e4m3(std::uint32_t low_half) {
   asm("{ .reg .b16 pair; cvt.u16.u32 pair, %1; cvt.rn.f16x2.e4m3x2 %0, pair; }"
       : "=r"(out)
       : "r"(low_half));
-  return out;
-}
-
-__device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
-  std::uint32_t out;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
   return out;
 }
 

@@ -7,16 +7,10 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/bf16_parts.cuh"
 #include "backends/cuda/launch/experts_layout.h"
 
 namespace quatrain::cuda {
-
-/// Two BF16 products, rounded to nearest; subnormals count.
-__device__ inline std::uint32_t multiply_bf16x2(std::uint32_t a, std::uint32_t b) {
-  std::uint32_t product;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
 
 /// s · 2^119 as BF16 in both halves, from byte `i` of a word of packed scales. Two bytes are
 /// decoded at once, and products take the half they need: an operation per scale, when both are

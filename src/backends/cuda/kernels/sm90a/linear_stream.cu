@@ -192,14 +192,14 @@ class Stream {
   __device__ void load_inputs(int first) const {
     const int first_block = first * kSliceBlocks;
     const int end = min(first + args_.held_slices.value(), share_.end_slice) * kSliceBlocks;
-    const InputRows rows{.x = args_.x,
-                         .up = args_.up,
-                         .limit = args_.limit,
-                         .token0 = share_.token0,
-                         .tokens = share_.tokens,
-                         .group = share_.group,
-                         .groups = args_.groups,
-                         .cols = args_.cols};
+    const LinearRows rows{.x = args_.x,
+                          .up = args_.up,
+                          .limit = args_.limit,
+                          .token0 = share_.token0,
+                          .tokens = share_.tokens,
+                          .group = share_.group,
+                          .groups = args_.groups,
+                          .cols = args_.cols};
     split_inputs<kKind, kThreads, kTokens>(
         rows, first_block * kLinearBlock,
         min(end, ceil_div(args_.cols, kLinearBlock)) - first_block, shared_.inputs);
