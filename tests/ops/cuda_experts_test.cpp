@@ -105,7 +105,7 @@ TEST(ExpertsConfig, DependsOnTheProblemAndTheChipAlone) {
     for (const int tokens : {1, 4, 8, 9, 16, 32, 64, 65, 256}) {
       const cuda::DecodeConfig c = config_of(tokens, parts);
       SCOPED_TRACE(cuda::describe(c));
-      EXPECT_LE(c.shared_bytes, chip.shared_bytes);
+      EXPECT_LE(c.at.bytes, chip.shared_bytes);
       EXPECT_EQ(c.blocks, 132);
     }
   EXPECT_EQ(config_of(1, 1).tile_tokens, 8);
@@ -121,7 +121,7 @@ TEST(ExpertsConfig, DependsOnTheProblemAndTheChipAlone) {
                                  .hidden = 8192,
                                  .inner = 4096},
                                 chip)
-                .shared_bytes,
+                .at.bytes,
             chip.shared_bytes);
   EXPECT_THROW(cuda::decode_config({.tokens = 1, .k = 1, .experts = 1, .hidden = 64, .inner = 64},
                                    {.multiprocessors = 1, .shared_bytes = 32768}),

@@ -29,16 +29,17 @@ int decode_max_tokens(int k) { return std::min(kMostTokens, kMostSlots / std::ma
 DecodeConfig decode_config(const ExpertsProblem& p, const ChipLimits& chip) {
   DecodeConfig config{
       .tile_tokens = tile_tokens_for(p), .parts = p.parts, .blocks = chip.multiprocessors};
-  config.shared_bytes = decode_layout(p, config.tile_tokens).bytes;
-  if (config.shared_bytes > chip.shared_bytes)
+  config.has_own_inputs = decode_own_input_bytes(p, config.tile_tokens) > 0;
+  config.at = decode_layout(p, config.tile_tokens);
+  if (config.at.bytes > chip.shared_bytes)
     fail("experts: {} tokens of {} experts need {} bytes of shared memory, a block has {}",
-         p.tokens, p.experts, config.shared_bytes, chip.shared_bytes);
+         p.tokens, p.experts, config.at.bytes, chip.shared_bytes);
   return config;
 }
 
 std::string describe(const DecodeConfig& c) {
   return fmt::format("decode: {} tokens per pass, {} blocks, {} bytes of shared memory",
-                     c.tile_tokens, c.blocks, c.shared_bytes);
+                     c.tile_tokens, c.blocks, c.at.bytes);
 }
 
 }  // namespace quatrain::cuda

@@ -22,12 +22,23 @@ struct ChipLimits {
   int shared_bytes = 0;  // that one block may have
 };
 
+/// Byte offsets into the decode kernel's shared memory; the rings start at 0.
+struct DecodeLayout {
+  int sums;  // [rounds, stream warps, slabs, tokens / 8, 32 lanes] of 16 bytes
+  int own_inputs;
+  int barriers;
+  int tiles, sorted, ids, ranks, offsets;
+  int state;
+  int bytes;
+};
+
 /// The decode kernel's shape.
 struct DecodeConfig {
   int tile_tokens = 8;  // 8 or 16 tokens of an expert per pass over its weights
   int parts = 1;
-  int blocks = 0;  // one per multiprocessor
-  int shared_bytes = 0;
+  int blocks = 0;               // one per multiprocessor
+  bool has_own_inputs = false;  // every block has room for the inputs of the first projection
+  DecodeLayout at = {};
 };
 
 /// The most tokens of k experts each that one launch of the decode kernel takes: it sorts slots in

@@ -45,16 +45,6 @@ QT_HOST_DEVICE constexpr int decode_input_place(int col, int parts) {
          col % 2;
 }
 
-/// Byte offsets into shared memory; the ring starts at 0.
-struct DecodeLayout {
-  int sums;  // [rounds, stream warps, slabs, tokens / 8, 32 lanes] of 16 bytes
-  int own_inputs;
-  int barriers;
-  int tiles, sorted, ids, ranks, offsets;
-  int state;
-  int bytes;
-};
-
 inline DecodeLayout decode_layout(const ExpertsProblem& p, int tile_tokens) {
   const int slots = p.tokens * p.k;
   const int passes = p.experts + slots / tile_tokens;

@@ -438,17 +438,14 @@ void experts_decode(DecodeArgs args, const DecodeConfig& config, cudaStream_t st
   args.blocks = Divisor(config.blocks);
   args.columns = Divisor(args.w.hidden);
   args.scale_place = kScaleFloatPlace;
-  const ExpertsProblem problem = {args.routed.tokens, args.routed.k, args.w.experts,
-                                  args.w.hidden,      args.w.inner,  config.parts};
-  args.at = decode_layout(problem, config.tile_tokens);
-  args.own_inputs = args.first && args.source_rows == problem.tokens &&
-                    decode_own_input_bytes(problem, config.tile_tokens) > 0;
+  args.at = config.at;
+  args.own_inputs = config.has_own_inputs && args.first && args.source_rows == args.routed.tokens;
   args.groups[0] = Divisor(groups_of(first_projection(args.w.hidden, args.w.inner)));
   args.groups[1] = Divisor(groups_of(second_projection(args.w.hidden, args.w.inner)));
   const Kernel kernel = config.tile_tokens == 8 ? kernel_for<8>(config.parts, args.w.fp8)
                                                 : kernel_for<16>(config.parts, args.w.fp8);
   QT_CUDA(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes));
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, config.at.bytes));
   // Cooperative: blocks wait for each other, so all must be resident. Serialised by the program, so
   // that the launch overlaps the end of the kernel before.
   cudaLaunchAttribute attributes[2] = {};
@@ -459,7 +456,7 @@ void experts_decode(DecodeArgs args, const DecodeConfig& config, cudaStream_t st
   cudaLaunchConfig_t launch = {};
   launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
   launch.blockDim = dim3(kThreads);
-  launch.dynamicSmemBytes = static_cast<std::size_t>(config.shared_bytes);
+  launch.dynamicSmemBytes = static_cast<std::size_t>(config.at.bytes);
   launch.stream = stream;
   launch.attrs = attributes;
   launch.numAttrs = 2;
