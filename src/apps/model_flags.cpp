@@ -180,8 +180,8 @@ LoadedEngine::LoadedEngine(const ModelFlags& flags, const Decorate& decorate,
   log_info("{}: {}; {}{}ready in {:.2f} s", name_, backend_.description,
            fp8 ? "FP8 expert inputs, for which every expert's scales are exact; " : "", recorded,
            seconds.count());
-  if (!flags.verbose) return;
-  for (const std::string& choice : ops_->kernel_choices()) log_info("kernels: {}", choice);
+  if (flags.verbose)
+    for (const std::string& choice : ops_->kernel_choices()) log_info("kernels: {}", choice);
 }
 
 Tokenizer load_tokenizer(const std::string& model, const V4Config& config) {

@@ -29,7 +29,6 @@ int decode_max_tokens(int k) { return std::min(kMostTokens, kMostSlots / std::ma
 DecodeConfig decode_config(const ExpertsProblem& p, const ChipLimits& chip) {
   DecodeConfig config{
       .tile_tokens = tile_tokens_for(p), .parts = p.parts, .blocks = chip.multiprocessors};
-  config.has_own_inputs = decode_own_input_bytes(p, config.tile_tokens) > 0;
   config.at = decode_layout(p, config.tile_tokens);
   if (config.at.bytes > chip.shared_bytes)
     fail("experts: {} tokens of {} experts need {} bytes of shared memory, a block has {}",

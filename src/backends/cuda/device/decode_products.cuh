@@ -121,6 +121,7 @@ __device__ void multiply_slab(std::uint32_t unit, int slab, std::uint32_t scale_
                               float (&sums)[kTokenGroups][kLaneSums<kWidth>]) {
   constexpr int kTurns = kWidth > 2 ? kWidth / 2 : 1, kColumnSlabs = 4 / kTurns;
   constexpr int kChains = kWidth > 1 ? 2 : 1;  // of a lane's columns, in a turn
+  constexpr int kBias = kFp8 ? 105 : 231;      // codes for FP8 are w itself
   const int lane = lane_id(), quad = lane % 4;
   float tree[2][kTokenGroups][4];
 #pragma unroll
@@ -156,9 +157,8 @@ __device__ void multiply_slab(std::uint32_t unit, int slab, std::uint32_t scale_
       float scale[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)  // FP8: one for both blocks of a chain
-        scale[i] = scale_float < kFp8
-                       ? 105
-                       : 231 > (half == 0 ? words.x : words.y, kFp8 ? i & ~1 : i, scale_place);
+        scale[i] =
+            scale_float<kBias>(half == 0 ? words.x : words.y, kFp8 ? i & ~1 : i, scale_place);
 #pragma unroll
       for (int n = 0; n < kTokenGroups; ++n) {
         const auto block_sum = [&](int chain, int odd, int j) {

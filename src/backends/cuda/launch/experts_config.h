@@ -30,14 +30,16 @@ struct DecodeLayout {
   int tiles, sorted, ids, ranks, offsets;
   int state;
   int bytes;
+
+  /// Whether every block has room for the inputs of the first projection.
+  bool has_own_inputs() const { return barriers > own_inputs; }
 };
 
 /// The decode kernel's shape.
 struct DecodeConfig {
   int tile_tokens = 8;  // 8 or 16 tokens of an expert per pass over its weights
   int parts = 1;
-  int blocks = 0;               // one per multiprocessor
-  bool has_own_inputs = false;  // every block has room for the inputs of the first projection
+  int blocks = 0;  // one per multiprocessor
   DecodeLayout at = {};
 };
 

@@ -439,7 +439,8 @@ void experts_decode(DecodeArgs args, const DecodeConfig& config, cudaStream_t st
   args.columns = Divisor(args.w.hidden);
   args.scale_place = kScaleFloatPlace;
   args.at = config.at;
-  args.own_inputs = config.has_own_inputs && args.first && args.source_rows == args.routed.tokens;
+  args.own_inputs =
+      config.at.has_own_inputs() && args.first && args.source_rows == args.routed.tokens;
   args.groups[0] = Divisor(groups_of(first_projection(args.w.hidden, args.w.inner)));
   args.groups[1] = Divisor(groups_of(second_projection(args.w.hidden, args.w.inner)));
   const Kernel kernel = config.tile_tokens == 8 ? kernel_for<8>(config.parts, args.w.fp8)
