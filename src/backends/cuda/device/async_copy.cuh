@@ -74,10 +74,11 @@ __device__ inline bool barrier_test(Barrier* barrier, std::uint32_t parity) {
   return done != 0;
 }
 
-/// An L2 policy for what is read once.
+/// An L2 policy for what is read once: it leaves the cache before all else, such as the code of a
+/// step's kernels. Made where it is written, so that no registers hold it between.
 __device__ inline std::uint64_t evict_first_policy() {
   std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 

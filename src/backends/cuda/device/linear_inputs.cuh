@@ -3,11 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "backends/cuda/device/linear_tile.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/scalar.cuh"
+#include "backends/cuda/launch/divisor.h"
 
 namespace quatrain::cuda {
 
@@ -23,44 +23,39 @@ struct LinearRows {
   int groups = 1;
   int cols = 0;
 
-  /// Four columns of one token, of x or up; zeros outside.
-  __device__ float4 load(const float* from, int token, int column) const {
-    if (token >= tokens || column >= cols) return {0, 0, 0, 0};
-    return *reinterpret_cast<const float4*>(
-        from + (std::int64_t{token0 + token} * groups + group) * cols + column);
+  /// Of one token, in x or up.
+  __device__ const float* row(const float* from, int token) const {
+    return from + (std::int64_t{token0 + token} * groups + group) * cols;
   }
 };
 
-/// [blocks][kSteps][kTokens][4 lanes of a token]: what a lane gives to one step, the first part in
-/// x and y, the second, where there is one, in z and w.
+/// A lane's share of a pair of steps, 16 bytes: its two words for the first step, then for the
+/// second. [blocks][pairs of steps][kParts][kTokens][4 lanes of a token]; in every second pair the
+/// tokens 2i and 2i + 1 have changed places, so that lanes that write or read together do not meet
+/// in a bank.
 template <int kTokens, int kParts>
 struct SplitInputs {
-  using Share = std::conditional_t<kParts == 2, uint4, uint2>;
-  static constexpr int kBlockShares = kSteps * kTokens * 4;
-  static constexpr int kBlockBytes = static_cast<int>(sizeof(Share)) * kBlockShares + 4 * kTokens;
-  Share* shares;
+  static constexpr int kPairs = kSteps / 2;
+  static constexpr int kBlockShares = kPairs * kParts * kTokens * 4;
+  static constexpr int kBlockBytes = static_cast<int>(sizeof(uint4)) * kBlockShares + 4 * kTokens;
+  static_assert(kTokens % 2 == 0);
+  uint4* shares;   // aligned to 128 bytes
   float* factors;  // [blocks][kTokens]: what sums of a token and block need
 
-  struct Part {
-    std::uint32_t x, y;
-  };
-  __device__ static Part part_of(const Share& share, int part) {
-    if constexpr (kParts == 2)
-      if (part == 1) return {share.z, share.w};
-    return {share.x, share.y};
-  }
-  __device__ Share& at(int block, int step, int token, int quarter) const {
-    return shares[((block * kSteps + step) * kTokens + token) * 4 + quarter];
+  /// Where a pair of a block begins that has the parity of `pair`, for one token and lane.
+  __device__ uint4* at(int block, int pair, int token, int quarter) const {
+    return shares + block * kBlockShares + pair * kParts * kTokens * 4 + (token ^ (pair & 1)) * 4 +
+           quarter;
   }
 };
 
-/// Eight columns of a token, which are a lane's share of two steps.
+/// Eight columns of a token, which are a lane's share of a pair of steps. Rows are whole octets.
 struct InputOctet {
-  float4 low, high;
+  float4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
 
-  __device__ void load(const LinearRows& rows, const float* from, int token, int column) {
-    low = rows.load(from, token, column);
-    high = rows.load(from, token, column + 4);
+  __device__ void load(const float* from) {
+    low = reinterpret_cast<const float4*>(from)[0];
+    high = reinterpret_cast<const float4*>(from)[1];
   }
   __device__ float amax() const {
     return fmaxf(fmaxf(fmaxf(fabsf(low.x), fabsf(low.y)), fmaxf(fabsf(low.z), fabsf(low.w))),
@@ -70,82 +65,92 @@ struct InputOctet {
     low = swiglu_inputs(low, up.low, limit);
     high = swiglu_inputs(high, up.high, limit);
   }
+
+  /// Writes its parts, `kTokens` tokens apart. Codes of FP4 four apart stand side by side.
+  template <LinearKind kKind, int kTokens>
+  __device__ void split(float up, uint4* to) const {
+    std::uint32_t word[4][2];
+    if constexpr (kIsFp4<kKind>) {
+      split_pair<kKind>(low.x, high.x, up, word[0]);
+      split_pair<kKind>(low.y, high.y, up, word[1]);
+      split_pair<kKind>(low.z, high.z, up, word[2]);
+      split_pair<kKind>(low.w, high.w, up, word[3]);
+    } else {
+      split_pair<kKind>(low.x, low.y, up, word[0]);
+      split_pair<kKind>(low.z, low.w, up, word[1]);
+      split_pair<kKind>(high.x, high.y, up, word[2]);
+      split_pair<kKind>(high.z, high.w, up, word[3]);
+    }
+#pragma unroll
+    for (int part = 0; part < kParts<kKind>; ++part)
+      to[part * kTokens * 4] = {word[0][part], word[1][part], word[2][part], word[3][part]};
+  }
 };
 
-/// Splits one octet of a block into its two steps; all lanes of a warp, 16 in a row have a token's
-/// block, whose columns from 8 (lane % 16) on are theirs. There may be no room for the token.
-template <LinearKind kKind, int kTokens>
-__device__ inline void split_octet(const InputOctet& v,
-                                   const SplitInputs<kTokens, kParts<kKind>>& out, int block,
-                                   int token) {
-  const int octet = lane_id() % 16;
-  F16ActivationRange range;
-  if constexpr (kIsFp8<kKind>) {
-    range = input_range<kKind>(warp_max<16>(v.amax()));
-    if (octet == 0 && token < kTokens) out.factors[block * kTokens + token] = range.down;
-  }
-  if (token >= kTokens) return;
-  // place_of_column() of the first of the eight columns; codes of FP4 four apart stand side by side
-  int step, quarter;
-  std::uint32_t word[4][2];
-  if constexpr (kIsFp4<kKind>) {
-    step = octet % 4 * 2, quarter = octet / 4;
-    split_pair<kKind>(v.low.x, v.high.x, range.up, word[0]);
-    split_pair<kKind>(v.low.y, v.high.y, range.up, word[1]);
-    split_pair<kKind>(v.low.z, v.high.z, range.up, word[2]);
-    split_pair<kKind>(v.low.w, v.high.w, range.up, word[3]);
-  } else {
-    if constexpr (kIsFp8<kKind>)
-      step = octet / 8 * 4 + octet % 2 * 2, quarter = octet / 2 % 4;
-    else
-      step = octet / 4 * 2, quarter = octet % 4;
-    split_pair<kKind>(v.low.x, v.low.y, range.up, word[0]);
-    split_pair<kKind>(v.low.z, v.low.w, range.up, word[1]);
-    split_pair<kKind>(v.high.x, v.high.y, range.up, word[2]);
-    split_pair<kKind>(v.high.z, v.high.w, range.up, word[3]);
-  }
-  if constexpr (kParts<kKind> == 1) {
-    out.at(block, step, token, quarter) = {word[0][0], word[1][0]};
-    out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0]};
-  } else {
-    out.at(block, step, token, quarter) = {word[0][0], word[1][0], word[0][1], word[1][1]};
-    out.at(block, step + 1, token, quarter) = {word[2][0], word[3][0], word[2][1], word[3][1]};
-  }
+/// place_of_column() of the first column of an octet: whose pair of steps and lane's share it is.
+struct OctetPlace {
+  int pair, quarter;
+};
+template <LinearKind kKind>
+__device__ constexpr OctetPlace place_of_octet(int octet) {
+  if constexpr (kIsFp8<kKind>) return {octet / 8 * 2 + octet % 2, octet / 2 % 4};
+  if constexpr (kKind == LinearKind::kBf16) return {octet / 4, octet % 4};
+  return {octet % 4, octet / 4};
 }
 
-/// Splits `blocks` blocks of columns from `first_column` on, `rows.tokens` tokens; all threads of a
-/// block of `kThreads`. A barrier makes the parts known to all.
-template <LinearKind kKind, int kThreads, int kTokens>
-__device__ inline void split_inputs(const LinearRows& rows, int first_column, int blocks,
-                                    const SplitInputs<kTokens, kParts<kKind>>& out) {
-  constexpr int kPitch = kThreads / 16;
-  const int column = first_column + lane_id() % 16 * 8;
-  const int items = rows.tokens * blocks;
-  // Item i is block i % blocks of token i / blocks, counted rather than divided.
-  int token = 0, block = static_cast<int>(threadIdx.x) / 16;
-  const auto settle = [&] {
-    while (block >= blocks) {
-      block -= blocks;
-      ++token;
+/// Splits the columns from `first_column` on of `rows.tokens` tokens, `slices` of them, into blocks
+/// counted from 0; all threads of a block of `kThreads`. Four blocks of a token to a warp, eight
+/// lanes to each, which have its octets i and i + 8. Calls `meanwhile` when the first inputs are on
+/// their way. A barrier makes the parts known to all.
+template <LinearKind kKind, int kThreads, int kTokens, class F>
+__device__ inline void split_inputs(const LinearRows& rows, int first_column, const Divisor& slices,
+                                    const SplitInputs<kTokens, kParts<kKind>>& out,
+                                    const F& meanwhile) {
+  constexpr int kOctets = 2, kLanes = kLinearBlock / 8 / kOctets;  // of a block
+  const int lane = lane_id() % kLanes, block_of_four = lane_id() / kLanes;
+  const int items = rows.tokens * slices.value() * 2;
+  struct Item {
+    int token, block;
+    InputOctet x[kOctets];
+  };
+  const auto load = [&](int i, const float* from, Item& item) {
+    item.token = slices.quotient(i / 2);
+    item.block = (i - item.token * slices.value() * 2) * 4 + block_of_four;
+    const float* row = rows.row(from, item.token);
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      const int column = first_column + item.block * kLinearBlock + (lane + o * kLanes) * 8;
+      item.x[o] = {};
+      if (column < rows.cols) item.x[o].load(row + column);
     }
   };
-  settle();
-  InputOctet next, next_up;
-  const auto load_next = [&] {
-    const int at = column + block * kLinearBlock;
-    next.load(rows, rows.x, token, at);
-    if (rows.up != nullptr) next_up.load(rows, rows.up, token, at);
-  };
-  load_next();
+  Item next;
+  int i = warp_id();
+  if (i < items) load(i, rows.x, next);
+  meanwhile();
 #pragma unroll 1
-  for (int i = 0; i < items; i += kPitch) {  // all of a warp or none, whose lanes compare
-    InputOctet v = next;
-    if (rows.up != nullptr) v.gate(next_up, rows.limit);
-    const int loaded_token = token, loaded_block = block;
-    block += kPitch;
-    settle();
-    if (i + kPitch < items) load_next();
-    split_octet<kKind, kTokens>(v, out, loaded_block, loaded_token);
+  while (i < items) {
+    Item item = next;
+    const int now = i;
+    i += kThreads / kWarp;
+    if (i < items) load(i, rows.x, next);
+    if (rows.up != nullptr) {
+      Item up;
+      load(now, rows.up, up);
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) item.x[o].gate(up.x[o], rows.limit);
+    }
+    F16ActivationRange range;
+    if constexpr (kIsFp8<kKind>) {
+      range = input_range<kKind>(warp_max<kLanes>(fmaxf(item.x[0].amax(), item.x[1].amax())));
+      if (lane == 0) out.factors[item.block * kTokens + item.token] = range.down;
+    }
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      const OctetPlace place = place_of_octet<kKind>(lane + o * kLanes);
+      item.x[o].template split<kKind, kTokens>(
+          range.up, out.at(item.block, place.pair, item.token, place.quarter));
+    }
   }
 }
 

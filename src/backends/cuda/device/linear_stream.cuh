@@ -9,7 +9,9 @@
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/linear_inputs.cuh"
+#include "backends/cuda/device/linear_ring.cuh"
 #include "backends/cuda/device/linear_strip.cuh"
+#include "backends/cuda/device/linear_turn.cuh"
 #include "backends/cuda/launch/linear_stream.h"
 
 namespace quatrain::cuda::stream {
@@ -18,44 +20,41 @@ inline constexpr int kMaxClusterBlocks = 8;  // what every chip schedules
 
 inline constexpr int kWarps = 16;
 inline constexpr int kThreads = kWarps * kWarp;
-/// Blocks of columns that a warp multiplies at once, so that products need not wait for each other.
-template <LinearKind kKind>
-inline constexpr int kTurn = kKind == LinearKind::kBf16 ? 1 : 2;
-/// Blocks of columns that a warp has under way.
-inline constexpr int kWarpRingBytes = 8192;
-template <LinearKind kKind>
-inline constexpr int kSlots = kWarpRingBytes / kStripBytes<kKind>;
 /// Slices whose inputs fit shared memory at once, by how many tokens a kernel has room for.
 template <int kTokens, int kParts>
 inline constexpr int kMostHeld = 32 / (kTokens * kParts);
-/// Tiles of 8 tokens, which is what products take.
-template <int kTokens>
-inline constexpr int kTokenTiles = kTokens > 8 ? kTokens / 8 : 1;
 
 /// Dynamic shared memory of a block.
 template <int kTokens, int kParts>
 struct Shared {
   using Inputs = SplitInputs<kTokens, kParts>;
-  char* ring;         // [kWarps][kSlots][kStripBytes]
+  char* ring;         // [kWarps][kRingBytes]
+  Barrier* full;      // [kWarps][kMostTurns]: of the rings
   Barrier* complete;  // [2]: all sums of a round have come
   Barrier* taken;     // [2]: all blocks have taken them
+  float* scales;      // [kWarps][2 kSliceBlocks]: on their way to the lanes of a unit
   Inputs inputs;      // of the held slices
   float4* received;   // [2][slices][owned strips][token tiles][lanes]: sums of a round
 
-  static constexpr int kRingBytes = kWarps * kWarpRingBytes;
+  static constexpr int kMostTurns = kRingBytes / kRingSlotBytes;
+  static constexpr int kBarrierBytes = (kWarps * kMostTurns + 4) * 8 / 128 * 128 + 128;
+  static constexpr int kScaleBytes = kWarps * 2 * kSliceBlocks * 4;
   static constexpr int kHeldBytes = kSliceBlocks * Inputs::kBlockBytes;  // for each slice
 
   __device__ Shared(char* memory, int held_slices) {
     const int blocks = held_slices * kSliceBlocks;
     ring = memory;
-    complete = reinterpret_cast<Barrier*>(ring + kRingBytes);
+    full = reinterpret_cast<Barrier*>(ring + kWarps * kRingBytes);
+    complete = full + kWarps * kMostTurns;
     taken = complete + 2;
-    inputs.shares = reinterpret_cast<typename Inputs::Share*>(taken + 2);
+    scales = reinterpret_cast<float*>(ring + kWarps * kRingBytes + kBarrierBytes);
+    inputs.shares = reinterpret_cast<uint4*>(scales + kWarps * 2 * kSliceBlocks);
     inputs.factors = reinterpret_cast<float*>(inputs.shares + blocks * Inputs::kBlockShares);
     received = reinterpret_cast<float4*>(inputs.factors + blocks * kTokens);
   }
   static constexpr std::size_t bytes(int held_slices, int received_strips) {
-    return kRingBytes + 4 * sizeof(Barrier) + static_cast<std::size_t>(held_slices) * kHeldBytes +
+    return kWarps * kRingBytes + kBarrierBytes + kScaleBytes +
+           static_cast<std::size_t>(held_slices) * kHeldBytes +
            static_cast<std::size_t>(received_strips) * kTokenTiles<kTokens> * kWarp *
                sizeof(float4);
   }

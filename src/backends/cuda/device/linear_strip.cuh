@@ -28,10 +28,12 @@ inline constexpr int kStripBytes = 2 * kPieces<kKind>* kPieceStride;
 template <LinearKind kKind>
 class StripReader {
  public:
-  /// Blocks are counted from `first_block` on.
-  __device__ StripReader(const Matrix& w, const Strip& strip, int first_block) {
+  /// Blocks are counted from `first_block` on; the lane has row `lane_row` of the strip, and the
+  /// one 8 further.
+  __device__ StripReader(const Matrix& w, const Strip& strip, int first_block,
+                         int lane_row = lane_id() / 4) {
     const int quad = lane_id() % 4;
-    const int row = min(strip.row + lane_id() / 4, strip.end - 1);
+    const int row = min(strip.row + lane_row, strip.end - 1);
     const int rows_on = min(row + 8, strip.end - 1) - row;
     const int column = first_block * kLinearBlock + quad * kPieceColumns<kKind>;
     values_ = static_cast<const char*>(w.values) +

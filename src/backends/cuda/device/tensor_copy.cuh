@@ -20,8 +20,17 @@ __device__ inline void tensor_copy(void* to, const CUtensorMap& map, int column,
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
       : "memory");
 }
-/// The same to the same place of every block of the cluster whose bit is set in `ranks`, each of
-/// which learns of it from its own barrier.
+/// The same, under an L2 policy.
+__device__ inline void tensor_copy(void* to, const CUtensorMap& map, int column, int row,
+                                   Barrier* barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+/// As the first, to the same place of every block of the cluster whose bit is set in `ranks`, each
+/// of which learns of it from its own barrier.
 __device__ inline void tensor_copy_to_ranks(void* to, const CUtensorMap& map, int column, int row,
                                             Barrier* barrier, std::uint16_t ranks) {
   asm volatile(

@@ -3,6 +3,7 @@
 // weights. Products of one kind are a part; parts of all kinds are one launch.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -15,6 +16,7 @@ namespace quatrain::cuda {
 inline constexpr int kLinearKinds = 5;
 
 struct StreamProduct {
+  CUtensorMap values;  // of w, in boxes of a strip by 128 bytes; set by stream_linears()
   Matrix w;
   float* out = nullptr;
   int first_strip = 0;  // in its part; strips of one group

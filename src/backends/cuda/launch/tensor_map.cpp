@@ -28,7 +28,7 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 }  // namespace
 
 CUtensorMap byte_matrix_map(const void* address, std::int64_t rows, std::int64_t bytes,
-                            int box_rows) {
+                            int box_rows, CUtensorMapL2promotion promotion) {
   CUtensorMap map;
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(bytes), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(bytes)};
@@ -37,11 +37,18 @@ CUtensorMap byte_matrix_map(const void* address, std::int64_t rows, std::int64_t
   const CUresult result =
       encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(address), extents,
                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     fail("a matrix of {} rows of {} bytes cannot be described to the GPU: driver error {}", rows,
          bytes, static_cast<int>(result));
   return map;
+}
+
+CUtensorMap weight_map(const Matrix& w, int box_rows) {
+  std::int64_t bytes = w.cols;
+  if (w.format == WeightFormat::kDense) bytes *= 2;
+  if (w.format == WeightFormat::kNvfp4 || w.format == WeightFormat::kMxfp4) bytes /= 2;
+  return byte_matrix_map(w.values, w.rows, bytes, box_rows, CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
 }
 
 }  // namespace quatrain::cuda

@@ -5,9 +5,9 @@
 // for their inputs, a cluster all of them, and every cluster its share of the strips of 16 rows.
 // Every multiprocessor has one block, which splits its inputs once. After that its warps go their
 // own ways: each multiplies strips of its own by one slice, a block of 128 columns after the other,
-// and keeps their sums in registers. Weights come through a ring in shared memory that each lane
-// fills and empties for itself, with no barrier. The sums of slices are sent to the block of the
-// cluster that has their strip, which adds them in order.
+// and keeps their sums in registers. Weights come through a ring in shared memory that every warp
+// has for itself. The sums of slices are sent to the block of the cluster that has their strip,
+// which adds them in order.
 //
 // Limits: for one wave of blocks the start, the end and the inputs, and the kernel's own code,
 // which in a step no cache has kept; the head streams at the bandwidth of memory.
@@ -20,12 +20,15 @@
 #include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_inputs.cuh"
+#include "backends/cuda/device/linear_ring.cuh"
 #include "backends/cuda/device/linear_stream.cuh"
+#include "backends/cuda/device/linear_turn.cuh"
 #include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/linear_kinds.h"
 #include "backends/cuda/launch/linear_stream.h"
+#include "backends/cuda/launch/tensor_map.h"
 
 namespace quatrain::cuda {
 namespace {
@@ -45,15 +48,17 @@ class Stream {
         warp_slice_(args.held_slices.remainder(warp_id())),
         round_strips_(args.round_strips),
         fetched_(first_place()),
-        scaled_(first_place()) {}
+        scaled_(first_place()),
+        ring_(shared_.ring + warp_id() * kRingBytes,
+              shared_.full + warp_id() * shared_.kMostTurns) {}
 
   // Every phase is written once, and loops that need not be are not unrolled: in a step the code of
   // a launch has left the caches, and comes as slowly as weights do.
   __device__ void run() {
-    init_barriers();
-#pragma unroll 1
-    for (int i = 0; i < kRing; ++i) fetch();
     load_scales();
+    ring_.init();
+    fetch();
+    init_barriers();
     wait_for_previous();
     if (is_split()) cluster_wait();  // whom sums are sent to has its barriers
     int inputs_of = -1;
@@ -80,22 +85,15 @@ class Stream {
  private:
   static constexpr int kParts = cuda::kParts<kKind>;
   static constexpr int kTiles = kTokenTiles<kTokens>;
-  static constexpr int kBlocks = kTurn<kKind>;
-  static constexpr int kRing = kSlots<kKind>;
-  static_assert(kRing % kBlocks == 0);
+  static constexpr int kBlocks = kTurnBlocks<kKind>;
 
   /// How far a warp has come: a unit, which is a strip and a slice, and a block of it.
   struct Place {
     int strip, slice, block;
   };
-  /// Sums of a strip: a lane has rows g and g + 8, g = lane / 4, of two tokens of each tile.
-  using Sums = float[kTokenTiles<kTokens>][4];
-  /// FP8: of block lane % 8 and the unit's first or last row (lane / 8 % 2). FP4: of a turn, as
-  /// WeightBlock has them.
-  struct Scales {
-    float of_lane;
-    std::uint32_t of[kIsFp4<kKind> ? kBlocks : 1][2];
-  };
+  using Turn = stream::Turn<kKind, kTokens>;
+  using Sums = typename Turn::Sums;
+  using Scales = typename Turn::Scales;
 
   __device__ bool is_split() const { return args_.slices > 1; }
   /// Whether there is work for the warp.
@@ -132,54 +130,47 @@ class Stream {
       for (int i = 0; i < 2; ++i) expect_round(share_.first + i * round_strips_, i);
     }
     __syncwarp();
-    if (is_split()) cluster_arrive();
+    if (is_split()) cluster_arrive_relaxed();
   }
 
   // ---- weights ----
 
-  __device__ char* slot(int i) const {
-    return shared_.ring + (warp_id() * kRing + i) * kStripBytes<kKind> + lane_id() * 16;
-  }
-
-  /// Starts the copy of the next block of columns into the slot that has fallen empty; one group
-  /// per slot, with nothing in it at the end. A unit fills whole turns.
+  /// Asks for the next turn, where there is one.
   __device__ void fetch() {
     if (has_unit(fetched_)) {
-      if (fetched_.block == 0) find_strip();
-      copier_.copy(0, slot(next_in_));
-      copier_.next_block();
-      if (kBlocks > 1 && fetched_.block % kBlocks != kBlocks - 1)
-        ++fetched_.block;
-      else
-        advance(fetched_, 1);
-      next_in_ = next_in_ + 1 == kRing ? 0 : next_in_ + 1;
+      if (fetched_.block == 0) fetched_from_ = rows_of(fetched_.strip, fetched_product_).row;
+      const int block = fetched_.slice * kSliceBlocks + fetched_.block;
+      ring_.fetch(args_.products[fetched_product_].values, fetched_from_,
+                  static_cast<int>(bytes_of_columns<kKind>(block * kLinearBlock)));
+      advance(fetched_, kBlocks);
     }
-    commit_copies();
-  }
-  __device__ void find_strip() {
-    int product;
-    const Strip rows = rows_of(fetched_.strip, product);
-    copier_ = StripCopier<kKind>(args_.products[product].w, rows.row, rows.end,
-                                 fetched_.slice * kSliceBlocks);
+    ring_.next();
   }
 
-  /// Asks for the scales of the next unit (FP8) or turn (FP4).
+  __device__ float* lane_scale() const {
+    return shared_.scales + warp_id() * 2 * kSliceBlocks + lane_id() % (2 * kSliceBlocks);
+  }
+  /// Asks for the scales of the next unit (FP8) or turn (FP4). A load to a register would be waited
+  /// for at the next branch.
   __device__ void load_scales() {
     if (kKind == LinearKind::kBf16 || !has_unit(scaled_)) return;
     int product;
     const Strip rows = rows_of(scaled_.strip, product);
     const Matrix& w = args_.products[product].w;
     if constexpr (kIsFp8<kKind>) {
-      const int row = min(rows.row + lane_id() / 8 % 2 * (kStripRows - 1), rows.end - 1);
+      const int row = min(rows.row + lane_id() / 8 * (kStripRows - 1), rows.end - 1);
       const int columns = ceil_div(args_.cols, kLinearBlock);
       const int block = scaled_.slice * kSliceBlocks + lane_id() % kSliceBlocks;
-      next_scales_.of_lane = 1;
-      if (w.format == WeightFormat::kFp8Block && block < columns)
-        next_scales_.of_lane =
-            static_cast<const float*>(w.scales)[row / kLinearBlock * columns + block];
+      if (lane_id() < 2 * kSliceBlocks) {
+        if (w.format == WeightFormat::kFp8Block && block < columns)
+          copy4(shared_address(lane_scale()),
+                static_cast<const float*>(w.scales) + row / kLinearBlock * columns + block);
+        else
+          *lane_scale() = 1;
+      }
       advance(scaled_, kSliceBlocks);
     } else if constexpr (kIsFp4<kKind>) {
-      const StripReader<kKind> reader(w, rows, scaled_.slice * kSliceBlocks);
+      const StripReader<kKind> reader(w, rows, scaled_.slice * kSliceBlocks, ring_row());
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) reader.load_scales(scaled_.block + b, next_scales_.of[b]);
       advance(scaled_, kBlocks);
@@ -189,9 +180,7 @@ class Stream {
   // ---- products ----
 
   /// Of the slices that are held at once, from `first` on.
-  __device__ void load_inputs(int first) const {
-    const int first_block = first * kSliceBlocks;
-    const int end = min(first + args_.held_slices.value(), share_.end_slice) * kSliceBlocks;
+  __device__ void load_inputs(int first) {
     const LinearRows rows{.x = args_.x,
                           .up = args_.up,
                           .limit = args_.limit,
@@ -200,13 +189,15 @@ class Stream {
                           .group = share_.group,
                           .groups = args_.groups,
                           .cols = args_.cols};
-    split_inputs<kKind, kThreads, kTokens>(
-        rows, first_block * kLinearBlock,
-        min(end, ceil_div(args_.cols, kLinearBlock)) - first_block, shared_.inputs);
+    // What is asked for late in the queues of the memory waits for all that is there: so scales
+    // come before weights, and inputs before all weights but one turn.
+    const auto fill_ring = [&] {
+#pragma unroll 1
+      for (; turns_asked_ < kRingTurns<kKind>; ++turns_asked_) fetch();
+    };
+    split_inputs<kKind, kThreads, kTokens>(rows, first * kSliceBlocks * kLinearBlock,
+                                           args_.held_slices, shared_.inputs, fill_ring);
   }
-
-  /// Where the inputs of a block of the warp's slice are.
-  __device__ int held_block(int block) const { return warp_slice_ * kSliceBlocks + block; }
 
   __device__ void multiply_unit(int round, int nth, int slice) {
     const int strip = round + warp_strip_;
@@ -218,11 +209,11 @@ class Stream {
       const int first = rows_of(strip, product).row;
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        from[half] =
-            (first + lane_id() / 4 + 8 * half) / kLinearBlock == first / kLinearBlock ? 0 : 8;
+        from[half] = (first + ring_row() + 8 * half) / kLinearBlock == first / kLinearBlock ? 0 : 8;
     }
-    if constexpr (!kIsFp4<kKind>) {
-      scales = next_scales_;
+    if constexpr (kIsFp8<kKind>) {
+      wait_for_copies();
+      scales.of_lane = lane_id() < 2 * kSliceBlocks ? *lane_scale() : 1;
       load_scales();
     }
     const int blocks = blocks_of(slice);
@@ -232,17 +223,12 @@ class Stream {
         scales = next_scales_;
         load_scales();
       }
-      Sums products[kBlocks] = {};
-      wait_copies<kRing - kBlocks>();
-      multiply(block, scales, products);
-#pragma unroll 1
-      for (int b = 0; b < kBlocks; ++b) {
-        next_out_ = next_out_ + 1 == kRing ? 0 : next_out_ + 1;
-        fetch();
-      }
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b)
-        if (block + b < blocks) add(block + b, scales, from, products[b], sums);
+      Turn turn(shared_.inputs, warp_slice_ * kSliceBlocks + block, share_.tokens);
+      turn.load_factors(scales, block, from);
+      ring_.wait();
+      turn.multiply(ring_, scales);
+      fetch();
+      turn.add_to(sums);
     }
     if (is_split() && nth >= 2)  // what came two rounds ago has been taken everywhere
       wait_for_ranks(shared_.taken + nth % 2, static_cast<std::uint32_t>(nth / 2 - 1) % 2);
@@ -250,83 +236,6 @@ class Stream {
       send(slice, strip - round, nth % 2, sums);
     else
       write(strip, sums);
-  }
-
-  /// A turn: `kBlocks` blocks from `block` on.
-  __device__ void multiply(int block, const Scales& scales, Sums (&products)[kBlocks]) const {
-    constexpr int kPairs = kSteps / 2 / kPieces<kKind>;  // of steps that a piece holds
-    WeightBlock<kKind> w[kBlocks];
-    using Inputs = typename Shared<kTokens, kParts>::Inputs;
-    // What goes with tokens that are not there is not used.
-    const typename Inputs::Share* inputs[kTiles];
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t)
-      inputs[t] = &shared_.inputs.at(held_block(block), 0,
-                                     min(8 * t + lane_id() / 4, share_.tokens - 1), lane_id() % 4);
-#pragma unroll
-    for (int pair = 0; pair < kSteps / 2; ++pair) {
-      std::uint32_t a[kBlocks][2][4];
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        if (pair % kPairs == 0)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            w[b].piece[pair / kPairs][half] =
-                StripCopier<kKind>::read_piece(slot(next_out_ + b), pair / kPairs, half);
-        if constexpr (kIsFp4<kKind>) {
-          w[b].scale[0] = scales.of[b][0];
-          w[b].scale[1] = scales.of[b][1];
-        }
-        decode_pair<kKind>(w[b], pair, a[b]);
-      }
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        typename Inputs::Share x[kBlocks][kTiles];
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-          for (int t = 0; t < kTiles; ++t)
-            x[b][t] = inputs[t][(b * kSteps + 2 * pair + step) * kTokens * 4];
-#pragma unroll
-        for (int part = 0; part < kParts; ++part)
-#pragma unroll
-          for (int b = 0; b < kBlocks; ++b)
-#pragma unroll
-            for (int t = 0; t < kTiles; ++t) {
-              const auto [b0, b1] = Inputs::part_of(x[b][t], part);
-              mma_of<kKind>(products[b][t], a[b][step], b0, b1);
-            }
-      }
-    }
-  }
-
-  /// Adds a block's products to the sums of its strip, scaled.
-  __device__ void add(int block, const Scales& scales, const int (&from)[2], const Sums& products,
-                      Sums& sums) const {
-    if constexpr (kIsFp8<kKind>) {
-      float scale[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        scale[half] = __shfl_sync(kAllLanes, scales.of_lane, from[half] + block);
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        // Of tokens that are not there any will do.
-        const float2 factor =
-            *reinterpret_cast<const float2*>(shared_.inputs.factors + held_block(block) * kTokens +
-                                             min(8 * t + lane_id() % 4 * 2, kTokens - 2));
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float* sum = sums[t] + 2 * half;
-          sum[0] = fmaf(products[t][2 * half], scale[half] * factor.x, sum[0]);
-          sum[1] = fmaf(products[t][2 * half + 1], scale[half] * factor.y, sum[1]);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[t][j] += products[t][j];
-    }
   }
 
   // ---- sums of slices ----
@@ -394,7 +303,7 @@ class Stream {
     const std::int64_t rows = product.w.rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = strip.row + lane_id() / 4 + 8 * half;
+      const int row = strip.row + ring_row() + 8 * half;
       if (row >= strip.end) return;
       float scale = 1;
       if (kIsFp8<kKind> && product.w.format != WeightFormat::kFp8Block)
@@ -417,18 +326,19 @@ class Stream {
   const Share share_;
   const int warp_strip_, warp_slice_;  // of a round and of what is held, the warp's
   const int round_strips_;
-  Place fetched_;  // what is copied next
-  Place scaled_;   // what scales are asked for next
-  StripCopier<kKind> copier_;
+  Place fetched_;                               // what is copied next
+  Place scaled_;                                // what scales are asked for next
+  int fetched_product_ = 0, fetched_from_ = 0;  // its rows begin there
+  Ring<kKind> ring_;
+  int turns_asked_ = 1;  // of the first kTurns
   Scales next_scales_;
-  int next_in_ = 0, next_out_ = 0;  // slots
 };
 
 /// Of launches whose parts are of these kinds.
 template <int kTokens, LinearKind... kKinds>
 __global__ void __launch_bounds__(kThreads, 1)
     stream_kernel(const __grid_constant__ LinearStream args) {
-  extern __shared__ __align__(128) char memory[];
+  extern __shared__ __align__(1024) char memory[];
   let_next_start();
   int p = 0;
   while (p + 1 < args.parts && static_cast<int>(cluster_index()) >= args.part[p + 1].first_cluster)
@@ -456,6 +366,11 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
   static_assert(kTokens > 8 || fits_always<Cut<kTokens, kParts>>());
   const auto kernel = stream_kernel<kTokens, kKinds...>;
   const Cut<kTokens, kParts> cut(args.slices, args.is_large);
+  for (int p = 0; p < args.parts; ++p)
+    for (int i = 0; i < args.part[p].count; ++i) {
+      StreamProduct& product = args.products[args.part[p].first_product + i];
+      product.values = weight_map(product.w, kStripRows);
+    }
   args.slices_per_block = cut.slices_per_block;
   args.held_slices = Divisor(cut.held_slices);
   args.round_strips = cut.round_strips;
