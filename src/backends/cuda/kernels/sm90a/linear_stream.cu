@@ -9,8 +9,8 @@
 // has for itself. The sums of slices are sent to the block of the cluster that has their strip,
 // which adds them in order.
 //
-// Limits: for one wave of blocks the start, the end and the inputs, and the kernel's own code,
-// which in a step no cache has kept; the head streams at the bandwidth of memory.
+// Limits: for one wave of blocks the end of one launch and the start of the next, between which no
+// weights are on their way, and the inputs; the head streams at the bandwidth of memory.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -53,7 +53,7 @@ class Stream {
               shared_.full + warp_id() * shared_.kMostTurns) {}
 
   // Every phase is written once, and loops that need not be are not unrolled: in a step the code of
-  // a launch has left the caches, and comes as slowly as weights do.
+  // a launch has left the multiprocessors.
   __device__ void run() {
     load_scales();
     ring_.init();
@@ -398,6 +398,14 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
   launch(kernel, shape, stream, args);
 }
 
+/// Whether the chip has a warp for every strip and slice twice: then two tiles of 8 tokens take no
+/// longer than one.
+bool has_idle_warps(const LinearStream& args) {
+  int strips = 0;
+  for (int p = 0; p < args.parts; ++p) strips += args.part[p].strips;
+  return 2 * strips * args.groups * args.slices <= multiprocessors() * kWarps;
+}
+
 }  // namespace
 
 bool stream_takes(int cols) { return cols <= kMaxSlices * kSliceBlocks * kLinearBlock; }
@@ -416,7 +424,7 @@ void stream_linears(const LinearStream& args, cudaStream_t stream) {
         if constexpr (kHasRounded) {
           const bool fits = all_rounded ? Cut<16, 1>(args.slices, args.is_large).fits()
                                         : Cut<16, 2>(args.slices, args.is_large).fits();
-          if (args.tokens > 8 && rounded > 0 && fits)
+          if (args.tokens > 8 && rounded > 0 && fits && !has_idle_warps(args))
             return all_rounded ? launch_stream<16, 1, kKinds...>(args, stream)
                                : launch_stream<16, 2, kKinds...>(args, stream);
           if (all_rounded)
