@@ -78,9 +78,11 @@ LinearStream as_stream(const LinearsArgs& args) {
     }
     if (part.count > 0) all.part[all.parts++] = part;
   }
-  const std::int64_t bytes =
-      strip_bytes(all.part[0].kind) * all.part[0].strips * all.groups * all.slices;
+  std::int64_t bytes = 0;
+  for (int p = 0; p < all.parts; ++p)
+    bytes += strip_bytes(all.part[p].kind) * all.part[p].strips * all.groups * all.slices;
   all.is_large = all.parts == 1 && all.slices >= kSlicesOfLarge && bytes >= kLargeBytes;
+  all.is_small = bytes < kLargeBytes;
   return all;
 }
 

@@ -34,6 +34,7 @@ struct StreamPart {
 
 struct LinearStream : LinearInputs {
   bool is_large = false;     // much to read, of one kind and many slices
+  bool is_small = false;     // little to read
   int slices_per_block = 1;  // set by stream_linears(), and
   Divisor held_slices{};     // whose inputs a block holds at once
   int round_strips = 1;      // that a cluster multiplies before their sums meet

@@ -398,14 +398,6 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
   launch(kernel, shape, stream, args);
 }
 
-/// Whether the chip has a warp for every strip and slice twice: then two tiles of 8 tokens take no
-/// longer than one.
-bool has_idle_warps(const LinearStream& args) {
-  int strips = 0;
-  for (int p = 0; p < args.parts; ++p) strips += args.part[p].strips;
-  return 2 * strips * args.groups * args.slices <= multiprocessors() * kWarps;
-}
-
 }  // namespace
 
 bool stream_takes(int cols) { return cols <= kMaxSlices * kSliceBlocks * kLinearBlock; }
@@ -420,11 +412,11 @@ void stream_linears(const LinearStream& args, cudaStream_t stream) {
       parts, [&]<LinearKind... kKinds>() {
         constexpr bool kHasRounded = ((kKinds == LinearKind::kFp8Rounded) || ...);
         // Inputs of two parts alone are read twice for 16 tokens, rather than have half of the
-        // shared memory.
+        // shared memory; so are all of small launches, which have idle warps for both tiles.
         if constexpr (kHasRounded) {
           const bool fits = all_rounded ? Cut<16, 1>(args.slices, args.is_large).fits()
                                         : Cut<16, 2>(args.slices, args.is_large).fits();
-          if (args.tokens > 8 && rounded > 0 && fits && !has_idle_warps(args))
+          if (args.tokens > 8 && rounded > 0 && fits && !args.is_small)
             return all_rounded ? launch_stream<16, 1, kKinds...>(args, stream)
                                : launch_stream<16, 2, kKinds...>(args, stream);
           if (all_rounded)
