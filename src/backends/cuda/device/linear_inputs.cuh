@@ -42,7 +42,7 @@ struct SplitInputs {
   uint4* shares;   // aligned to 128 bytes
   float* factors;  // [blocks][kTokens]: what sums of a token and block need
 
-  /// Where a pair of a block begins that has the parity of `pair`, for one token and lane.
+  /// A lane's share of a token and pair, part 0; pairs of one parity are equally far apart.
   __device__ uint4* at(int block, int pair, int token, int quarter) const {
     return shares + block * kBlockShares + pair * kParts * kTokens * 4 + (token ^ (pair & 1)) * 4 +
            quarter;

@@ -18,8 +18,9 @@ inline constexpr int kRingSlotBytes = 128 * kStripRows;
 /// the swizzle those that are read together, of eight lanes in a row, are four apart.
 __device__ inline int ring_row() { return lane_id() / 4 % 2 * 4 + lane_id() / 8; }
 
-/// One warp's, of kTurns turns of kSlots slots. It asks for all turns at first, then for one after
-/// every turn that it has read; next() goes on, also where there is nothing to ask for.
+/// One warp's, of kTurns turns of kSlots slots. It asks for all turns before it waits for the
+/// first, then for one after every turn that it has read; next() goes on, also where there is
+/// nothing to ask for.
 template <int kTurns, int kSlots>
 class StripRing {
  public:

@@ -3,7 +3,6 @@
 // columns.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "backends/cuda/device/linear_inputs.cuh"

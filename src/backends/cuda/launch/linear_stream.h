@@ -16,7 +16,7 @@ namespace quatrain::cuda {
 inline constexpr int kLinearKinds = 5;
 
 struct StreamProduct {
-  CUtensorMap values;  // of w, in boxes of a strip by 128 bytes; set by stream_linears()
+  CUtensorMap values{};  // of w, in boxes of a strip by 128 bytes; set by stream_linears()
   Matrix w;
   float* out = nullptr;
   int first_strip = 0;  // in its part; strips of one group
@@ -49,7 +49,8 @@ void share_out(LinearStream& args, int clusters);
 
 /// Whether stream_linears() takes rows of this many columns.
 bool stream_takes(int cols);
-/// Reads the weights once per 8 tokens.
+/// Reads the weights once per 8 tokens, or 16 of FP8 with rounded inputs where there is much to
+/// read.
 void stream_linears(const LinearStream& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda
