@@ -150,8 +150,8 @@ class Stream {
   __device__ float* lane_scale() const {
     return shared_.scales + warp_id() * 2 * kSliceBlocks + lane_id() % (2 * kSliceBlocks);
   }
-  /// Asks for the scales of the next unit (FP8) or turn (FP4). A load to a register would be waited
-  /// for at the next branch.
+  /// Asks for the scales of the next unit (FP8) or turn (FP4). Those of FP8 come through shared
+  /// memory: a load to a register, which those of FP4 are, is waited for at the next branch.
   __device__ void load_scales() {
     if (kKind == LinearKind::kBf16 || !has_unit(scaled_)) return;
     int product;
