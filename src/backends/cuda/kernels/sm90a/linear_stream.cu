@@ -9,8 +9,8 @@
 // has for itself. The sums of slices are sent to the block of the cluster that has their strip,
 // which adds them in order.
 //
-// Limits: for one wave of blocks the end of one launch and the start of the next, between which no
-// weights are on their way, and the inputs; the head streams at the bandwidth of memory.
+// Limits: for one wave of blocks its start and its end, and the inputs; the head streams at the
+// bandwidth of memory.
 #include <algorithm>
 #include <array>
 #include <atomic>
