@@ -20,6 +20,8 @@ inline constexpr int kMaxClusterBlocks = 8;  // what every chip schedules
 
 inline constexpr int kWarps = 16;
 inline constexpr int kThreads = kWarps * kWarp;
+/// FP8: scales of a unit, a row of blocks for its first row and one for its last.
+inline constexpr int kUnitScales = 2 * kSliceBlocks;
 /// Slices whose inputs fit shared memory at once, by how many tokens a kernel has room for.
 template <int kTokens, int kParts>
 inline constexpr int kMostHeld = 32 / (kTokens * kParts);
@@ -32,13 +34,13 @@ struct Shared {
   Barrier* full;      // [kWarps][kMostTurns]: of the rings
   Barrier* complete;  // [2]: all sums of a round have come
   Barrier* taken;     // [2]: all blocks have taken them
-  float* scales;      // [kWarps][2 kSliceBlocks]: on their way to the lanes of a unit
+  float* scales;      // [kWarps][kUnitScales]: on their way to the lanes of a unit
   Inputs inputs;      // of the held slices
   float4* received;   // [2][slices][owned strips][token tiles][lanes]: sums of a round
 
   static constexpr int kMostTurns = kRingBytes / kRingSlotBytes;
   static constexpr int kBarrierBytes = (kWarps * kMostTurns + 4) * 8 / 128 * 128 + 128;
-  static constexpr int kScaleBytes = kWarps * 2 * kSliceBlocks * 4;
+  static constexpr int kScaleBytes = kWarps * kUnitScales * 4;
   static constexpr int kHeldBytes = kSliceBlocks * Inputs::kBlockBytes;  // for each slice
 
   __device__ Shared(char* memory, int held_slices) {
@@ -48,7 +50,7 @@ struct Shared {
     complete = full + kWarps * kMostTurns;
     taken = complete + 2;
     scales = reinterpret_cast<float*>(ring + kWarps * kRingBytes + kBarrierBytes);
-    inputs.shares = reinterpret_cast<uint4*>(scales + kWarps * 2 * kSliceBlocks);
+    inputs.shares = reinterpret_cast<uint4*>(scales + kWarps * kUnitScales);
     inputs.factors = reinterpret_cast<float*>(inputs.shares + blocks * Inputs::kBlockShares);
     received = reinterpret_cast<float4*>(inputs.factors + blocks * kTokens);
   }

@@ -94,13 +94,11 @@ class StripReader {
   int columns_;                    // from there to the end of the row; may be negative
 };
 
-/// Copies one block of columns of the strips of a matrix to shared memory, a lane what it reads
-/// back itself.
+/// Copies one block of columns of a strip to shared memory, a lane what it reads back itself.
 template <LinearKind kKind>
 class StripCopier {
  public:
-  StripCopier() = default;
-  /// Strips are counted from row `first_row` on.
+  /// The strip begins at row `first_row`.
   __device__ StripCopier(const Matrix& w, int first_row, int end, int block) {
     const int row = first_row + lane_id() / 4;
     const int column = block * kLinearBlock + lane_id() % 4 * kPieceColumns<kKind>;
@@ -111,18 +109,13 @@ class StripCopier {
     columns_ = w.cols - column;
   }
 
-  /// Zeros where the matrix ends.
-  __device__ void copy(int strip, char* lane_slot) const {
-    copy_pieces<0, kPieces<kKind>>(strip, lane_slot);
-  }
-  /// Of the block's pieces kCount from kFirst on.
+  /// Of the block's pieces kCount from kFirst on; zeros where the matrix ends.
   template <int kFirst, int kCount>
-  __device__ void copy_pieces(int strip, char* lane_slot) const {
-    const int first = strip * kStripRows;
-    const char* from = from_ + std::int64_t{first} * row_bytes_ + 64 * kFirst;
+  __device__ void copy_pieces(char* lane_slot) const {
+    const char* from = from_ + 64 * kFirst;
     const char* from8 = from + 8 * row_bytes_;
     const std::uint32_t to = shared_address(lane_slot);
-    if (first + 8 < rows_ && kLinearBlock - 4 * kPieceColumns<kKind> < columns_) {
+    if (8 < rows_ && kLinearBlock - 4 * kPieceColumns<kKind> < columns_) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         copy16_streamed(to + 2 * i * kPieceStride, from + 64 * i);
@@ -133,8 +126,8 @@ class StripCopier {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const bool in_row = 4 * (kFirst + i) * kPieceColumns<kKind> < columns_;
-      copy16_or_zeros(to + 2 * i * kPieceStride, from + 64 * i, in_row && first < rows_);
-      copy16_or_zeros(to + (2 * i + 1) * kPieceStride, from8 + 64 * i, in_row && first + 8 < rows_);
+      copy16_or_zeros(to + 2 * i * kPieceStride, from + 64 * i, in_row && 0 < rows_);
+      copy16_or_zeros(to + (2 * i + 1) * kPieceStride, from8 + 64 * i, in_row && 8 < rows_);
     }
   }
   /// Moves on to the next block of columns.
@@ -147,9 +140,9 @@ class StripCopier {
   }
 
  private:
-  const char* from_ = nullptr;  // of the lane's first row, at its quarter of 64 bytes
-  int row_bytes_ = 0;
-  int rows_ = 0, columns_ = 0;  // from there to the end
+  const char* from_;  // of the lane's first row, at its quarter of 64 bytes
+  int row_bytes_;
+  int rows_, columns_;  // from there to the end
 };
 
 }  // namespace quatrain::cuda

@@ -144,9 +144,8 @@ bool has_fast_linear(const Matrix& w) {
 std::string describe_linears() {
   return fmt::format(
       "weights streamed once per 8 rows, or 16 where a launch of {0} MiB and more has FP8 with "
-      "rounded inputs, up to {1} (matrices of {0} MiB and more without: {2}), read once per 64 "
-      "rows "
-      "up to {3}, then in tiles of 128 rows",
+      "rounded inputs, up to {1} (matrices of {0} MiB and more without: {2}), read once "
+      "per 64 rows up to {3}, then in tiles of 128 rows",
       kLargeBytes >> 20, kSomeTokens - 1, kSomeTokensOfLarge - 1, kManyTokens - 1);
 }
 

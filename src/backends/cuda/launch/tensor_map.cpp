@@ -45,10 +45,12 @@ CUtensorMap byte_matrix_map(const void* address, std::int64_t rows, std::int64_t
 }
 
 CUtensorMap weight_map(const Matrix& w, int box_rows) {
-  std::int64_t bytes = w.cols;
-  if (w.format == WeightFormat::kDense) bytes *= 2;
-  if (w.format == WeightFormat::kNvfp4 || w.format == WeightFormat::kMxfp4) bytes /= 2;
-  return byte_matrix_map(w.values, w.rows, bytes, box_rows, CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
+  QuantMatrix same;
+  same.format = w.format;
+  same.dtype = w.dtype;
+  same.cols = w.cols;
+  return byte_matrix_map(w.values, w.rows, same.row_bytes(), box_rows,
+                         CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
 }
 
 }  // namespace quatrain::cuda

@@ -128,7 +128,7 @@ class Multiplier {
     if (kTurn == 0) next_block();
     if (fetched_block_ < walk_.end_block) {
       constexpr int kCount = kPieces<kKind> / Memory::kHalves;
-      copier_.template copy_pieces<kTurn * kCount, kCount>(0, slot(to));
+      copier_.template copy_pieces<kTurn * kCount, kCount>(slot(to));
       if constexpr (kIsFp8<kKind> && kTurn == 0)
         if (lane_id() < 2) copy_scale();
     }

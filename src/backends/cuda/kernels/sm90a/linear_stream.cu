@@ -148,7 +148,7 @@ class Stream {
   }
 
   __device__ float* lane_scale() const {
-    return shared_.scales + warp_id() * 2 * kSliceBlocks + lane_id() % (2 * kSliceBlocks);
+    return shared_.scales + warp_id() * kUnitScales + lane_id() % kUnitScales;
   }
   /// Asks for the scales of the next unit (FP8) or turn (FP4). Those of FP8 come through shared
   /// memory: a load to a register, which those of FP4 are, is waited for at the next branch.
@@ -161,7 +161,7 @@ class Stream {
       const int row = min(rows.row + lane_id() / 8 * (kStripRows - 1), rows.end - 1);
       const int columns = ceil_div(args_.cols, kLinearBlock);
       const int block = scaled_.slice * kSliceBlocks + lane_id() % kSliceBlocks;
-      if (lane_id() < 2 * kSliceBlocks) {
+      if (lane_id() < kUnitScales) {
         if (w.format == WeightFormat::kFp8Block && block < columns)
           copy4(shared_address(lane_scale()),
                 static_cast<const float*>(w.scales) + row / kLinearBlock * columns + block);
@@ -213,7 +213,7 @@ class Stream {
     }
     if constexpr (kIsFp8<kKind>) {
       wait_for_copies();
-      scales.of_lane = lane_id() < 2 * kSliceBlocks ? *lane_scale() : 1;
+      scales.of_lane = lane_id() < kUnitScales ? *lane_scale() : 1;
       load_scales();
     }
     const int blocks = blocks_of(slice);
