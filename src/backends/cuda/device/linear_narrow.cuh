@@ -141,40 +141,4 @@ __device__ void copy_inputs(const Part& part, int rows_of_tile, const Memory& sh
   }
 }
 
-/// Where a lane's sums of a strip go: two rows, by two tokens of every 8.
-struct Target {
-  float* to;  // of the first row and the lane's first token
-  std::int64_t stride;
-  float scale[2];
-  float global_scale;
-  bool is_there[2];
-  int tokens;  // from the lane's first on
-
-  __device__ Target(const LinearTiles& args, const TileStrip& strip, int token0) {
-    const TiledProduct& product = args.products[strip.product];
-    const int row = strip.row + lane_id() / 4, token = token0 + lane_id() % 4 * 2;
-    to = product.out + std::int64_t{token} * product.w.rows + row;
-    stride = product.w.rows;
-    global_scale = product.w.global_scale;
-    tokens = args.tokens - token;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      is_there[half] = row + 8 * half < strip.end;
-      scale[half] = is_there[half] ? row_scale(product.w, row + 8 * half) : 0.0f;
-    }
-  }
-  /// Sums of tokens 8 n on.
-  __device__ void write(int n, const float4& sum) const {
-    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (8 * n + i >= tokens) continue;
-      float* at = to + (8 * n + i) * stride;
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (is_there[half]) at[8 * half] = values[2 * half + i] * scale[half] * global_scale;
-    }
-  }
-};
-
 }  // namespace quatrain::cuda::narrow

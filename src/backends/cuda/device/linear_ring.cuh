@@ -18,22 +18,25 @@ inline constexpr int kRingSlotBytes = 128 * kStripRows;
 /// the swizzle those that are read together, of eight lanes in a row, are four apart.
 __device__ inline int ring_row() { return lane_id() / 4 % 2 * 4 + lane_id() / 8; }
 
-/// One warp's, of kTurns turns of kSlots slots. It asks for all turns before it waits for the
+/// One warp's, of `turns` turns of kSlots slots. It asks for all turns before it waits for the
 /// first, then for one after every turn that it has read; next() goes on, also where there is
 /// nothing to ask for.
-template <int kTurns, int kSlots>
+template <int kSlots>
 class StripRing {
  public:
   static constexpr int kTurnBytes = kSlots * kRingSlotBytes;
 
-  /// memory: [kTurns][kTurnBytes] of the warp, aligned to 1024; full: [kTurns].
-  __device__ StripRing(char* memory, Barrier* full)
-      : memory_(memory), full_(full), lane_((ring_row() * 8 + (lane_id() % 4 ^ ring_row())) * 16) {}
+  /// memory: [turns][kTurnBytes] of the warp, aligned to 1024; full: [turns].
+  __device__ StripRing(char* memory, Barrier* full, int turns)
+      : memory_(memory),
+        full_(full),
+        turns_(turns),
+        lane_((ring_row() * 8 + (lane_id() % 4 ^ ring_row())) * 16) {}
 
   __device__ void init() const {
     if (lane_id() == 0) {
 #pragma unroll
-      for (int i = 0; i < kTurns; ++i) barrier_init(full_ + i, 1);
+      for (int i = 0; i < turns_; ++i) barrier_init(full_ + i, 1);
       barrier_init_fence();
     }
   }
@@ -52,7 +55,7 @@ class StripRing {
       tensor_copy(to + i * kRingSlotBytes, w, column + 128 * i, row, full, policy);
   }
   __device__ void wait() const { barrier_wait(full_ + at_.at, at_.parity ^ 1u); }
-  __device__ void next() { at_.next(kTurns); }
+  __device__ void next() { at_.next(turns_); }
 
   /// Of the turn that wait() waited for: a lane's 16 bytes of the nth 64 of its first row, or of
   /// the one 8 further.
@@ -65,6 +68,7 @@ class StripRing {
  private:
   char* memory_;
   Barrier* full_;
+  int turns_;
   int lane_;         // where the lane's first 16 bytes of a slot are
   RingPosition at_;  // once around when the first turns have been asked for
 };

@@ -83,12 +83,19 @@ __device__ inline uint4 load_streamed(const char* from) {
   return out;
 }
 
-/// Two E4M3 to two F16, exact; NaN stays NaN.
-__device__ inline std::uint32_t f16x2_of_e4m3(std::uint32_t low_half) {
+/// The two E4M3 of the low or the high half of a word to two F16, exact; NaN stays NaN. An
+/// instruction takes either half as it is, without a shift.
+template <int kHalf>
+__device__ inline std::uint32_t f16x2_of_e4m3(std::uint32_t word) {
   std::uint32_t out;
-  asm("{ .reg .b16 pair; cvt.u16.u32 pair, %1; cvt.rn.f16x2.e4m3x2 %0, pair; }"
-      : "=r"(out)
-      : "r"(low_half));
+  if constexpr (kHalf == 0)
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }"
+        : "=r"(out)
+        : "r"(word));
+  else
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, high; }"
+        : "=r"(out)
+        : "r"(word));
   return out;
 }
 
@@ -112,7 +119,7 @@ __device__ inline std::uint32_t fp4_scales(std::uint32_t bytes, int half) {
     const std::uint32_t bits = e == 0 ? 0x40u : e == 255 ? 0x7FC0u : e << 7;
     return bits | bits << 16;
   } else {
-    const std::uint32_t pair = f16x2_of_e4m3((bytes >> (8 * half)) & 255u);
+    const std::uint32_t pair = f16x2_of_e4m3<0>((bytes >> (8 * half)) & 255u);
     const auto value = __half2float(__ushort_as_half(static_cast<unsigned short>(pair)));
     const std::uint32_t bits = __float_as_uint(value) >> 16;
     return bits | bits << 16;
@@ -130,8 +137,8 @@ __device__ inline void decode_pair(const WeightBlock<kKind>& w, int pair,
       const std::uint32_t words[2] = {pair & 1 ? piece.z : piece.x, pair & 1 ? piece.w : piece.y};
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        a[step][row] = f16x2_of_e4m3(words[step]);
-        a[step][row + 2] = f16x2_of_e4m3(words[step] >> 16);
+        a[step][row] = f16x2_of_e4m3<0>(words[step]);
+        a[step][row + 2] = f16x2_of_e4m3<1>(words[step]);
       }
     } else if constexpr (kKind == LinearKind::kBf16) {
       const uint4 piece = w.piece[pair][row];

@@ -26,7 +26,7 @@ inline constexpr int kTurnSlots = kTurnBlocks<kKind>* kPieces<kKind> / 2;
 template <LinearKind kKind>
 inline constexpr int kRingTurns = kRingBytes / kRingSlotBytes / kTurnSlots<kKind>;
 template <LinearKind kKind>
-using Ring = StripRing<kRingTurns<kKind>, kTurnSlots<kKind>>;
+using Ring = StripRing<kTurnSlots<kKind>>;
 
 template <LinearKind kKind, int kTokens>
 class Turn {

@@ -12,6 +12,9 @@ inline constexpr int kReduceScratch = 32;
 // Divided without a sign, which takes one instruction instead of three.
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x % kWarp); }
 __device__ inline int warp_id() { return static_cast<int>(threadIdx.x / kWarp); }
+/// warp_id() as the first lane has it: so the compiler knows that all lanes have the same, and
+/// keeps what follows from it in uniform registers. All lanes of the warp.
+__device__ inline int uniform_warp_id() { return __shfl_sync(kAllLanes, warp_id(), 0); }
 __device__ inline int warps_in_block() { return static_cast<int>(blockDim.x / kWarp); }
 
 /// Both halves of a butterfly add the same two numbers, so all lanes agree bit for bit.

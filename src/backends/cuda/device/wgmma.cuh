@@ -15,6 +15,13 @@ __device__ inline std::uint64_t swizzled_operand(std::uint32_t address) {
   return (address & 0x3FFFFu) >> 4 | std::uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
 }
 
+/// The operand `bytes` behind the one that `first` describes. Only the lower word changes, so there
+/// is no carry to compute.
+__device__ inline std::uint64_t operand_behind(std::uint64_t first, int bytes) {
+  return first >> 32 << 32 |
+         (static_cast<std::uint32_t>(first) + static_cast<std::uint32_t>(bytes) / 16);
+}
+
 /// Makes writes to shared memory, this thread's or those it has waited for, visible to the
 /// products.
 __device__ inline void fence_operands() {

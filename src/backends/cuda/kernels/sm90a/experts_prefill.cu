@@ -27,8 +27,10 @@ struct Multiplier {
   RingPosition weights;
   RingPosition tokens;
   RingPosition table;
+  const int own_warp = uniform_warp_id() % kMultiplyingWarps;
+  const std::uint64_t operands = swizzled_operand(shared_address(shared.base + kTokensAt));
 
-  __device__ int warp() const { return warp_id() % kMultiplyingWarps; }
+  __device__ int warp() const { return own_warp; }
 
   __device__ void release(Barrier* barrier) const {
     if (lane_id() == 0) barrier_arrive(barrier);
@@ -43,8 +45,7 @@ struct Multiplier {
 #pragma unroll
     for (int part = 0; part < kParts; ++part, at.next(kTokenStages)) {
       const std::uint64_t b =
-          swizzled_operand(shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) +
-                           slab * kWidth * 128 + atom * 32);
+          operand_behind(operands, at.at * kTokenStageBytes + slab * kWidth * 128 + atom * 32);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) wgmma_bf16<kWidth>(d[block], a[block], b);
     }

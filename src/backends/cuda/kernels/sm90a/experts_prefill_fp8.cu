@@ -45,8 +45,10 @@ struct Multiplier {
   RingPosition tokens;
   RingPosition table;
   int turn;  // of the peaks
+  const int own_warp = uniform_warp_id() % kMultiplyingWarps;
+  const std::uint64_t operands = swizzled_operand(shared_address(shared.base + kTokensAt));
 
-  __device__ int warp() const { return warp_id() % kMultiplyingWarps; }
+  __device__ int warp() const { return own_warp; }
 
   // Where the slabs of a block of rows start among those of a chunk.
   __device__ const std::uint8_t* packed_rows(int block, int& first_slab) const {
@@ -74,11 +76,11 @@ struct Multiplier {
   // Starts sums = a times the tokens of the stage.
   template <int kWidth>
   __device__ __forceinline__ void start(float (&sums)[kWidth / 2], const Operand& a) const {
-    const std::uint32_t at = shared_address(shared.base + kTokensAt + tokens.at * kTokenStageBytes);
+    const std::uint64_t b = operand_behind(operands, tokens.at * kTokenStageBytes);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
-      wgmma_e4m3<kWidth>(sums, a[step], swizzled_operand(at + step * 32), step > 0);
+      wgmma_e4m3<kWidth>(sums, a[step], operand_behind(b, step * 32), step > 0);
     wgmma_commit();
   }
 

@@ -170,7 +170,7 @@ __device__ void store(const Fp8Tiles& args, const Tile& tile, int token, const S
 /// A group of products: 128 tokens of each tile.
 __device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
   const Units units(args);
-  const int warp = __shfl_sync(kAllLanes, warp_id(), 0) - 4;  // which makes addresses uniform
+  const int warp = uniform_warp_id() - 4;
   const int group = warp / 4;
   const int own = group * kBoxRows + warp % 4 * 16 + lane_id() / 4;  // the first token
   const std::uint64_t operands = swizzled_operand(shared_address(shared.stages));
@@ -183,10 +183,9 @@ __device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
     Sums sums = {};
     for (int block = 0; block < args.blocks; ++block) {
       if (block % kWarp == 0) lane_scale = scales[min(block + lane_id(), args.blocks - 1)];
-      // Addresses in descriptors are in units of 16 bytes.
-      const std::uint64_t stage = operands + ring.at * (kStageBytes / 16);
-      const std::uint64_t a = stage + group * (kBoxBytes / 16);
-      const std::uint64_t b = stage + kTokens / kBoxRows * (kBoxBytes / 16);
+      const std::uint64_t stage = operand_behind(operands, ring.at * kStageBytes);
+      const std::uint64_t a = operand_behind(stage, group * kBoxBytes);
+      const std::uint64_t b = operand_behind(stage, kTokens / kBoxRows * kBoxBytes);
       const float* token_scales =
           reinterpret_cast<const float*>(shared.stages + ring.at * kStageBytes + kCodeBytes) + own;
       barrier_wait(shared.full + ring.at, ring.parity);
@@ -197,8 +196,8 @@ __device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kFp8Columns / 32; ++i)
-          wgmma_e4m3<kBoxRows>(products, a + (part * (kBoxBytes / 2) + i * 32) / 16,
-                               b + i * 32 / 16, i > 0);
+          wgmma_e4m3<kBoxRows>(products, operand_behind(a, part * (kBoxBytes / 2) + i * 32),
+                               operand_behind(b, i * 32), i > 0);
         wgmma_commit();
         const float factor[2] = {token_scales[part * 64] * scale,
                                  token_scales[part * 64 + 8] * scale};

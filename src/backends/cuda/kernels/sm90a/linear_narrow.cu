@@ -22,6 +22,7 @@
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_blobs.cuh"
 #include "backends/cuda/device/linear_narrow.cuh"
+#include "backends/cuda/device/linear_target.cuh"
 #include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_tile.cuh"
 #include "backends/cuda/launch/launch.h"
@@ -65,6 +66,7 @@ class Multiplier {
       : part_(part),
         shared_(shared),
         walk_(part),
+        warp_(uniform_warp_id() - kCopyThreads / kWarp),
         copier_(part.args.products[0].w, 0, 0, 0),
         operands_(swizzled_operand(shared_address(shared.stages))) {}
 
@@ -96,16 +98,15 @@ class Multiplier {
   using Fp4Scales = std::uint32_t[2];  // of a block
 
   __device__ static int thread() { return static_cast<int>(threadIdx.x) - kCopyThreads; }
-  __device__ static int warp() { return warp_id() - kCopyThreads / kWarp; }
   __device__ TileStrip strip_of(int tile) const {
-    return strip_of_tile(part_.args, tile, kGroupRows * kGroups, warp() * kStripRows);
+    return strip_of_tile(part_.args, tile, kGroupRows * kGroups, warp_ * kStripRows);
   }
   __device__ char* slot(int i) const {
-    return shared_.ring + (warp() * Memory::kSlots + i) * Memory::kSlotBytes + lane_id() * 16;
+    return shared_.ring + (warp_ * Memory::kSlots + i) * Memory::kSlotBytes + lane_id() * 16;
   }
   __device__ float* block_scales(int nth_block) const {
     constexpr int kScaleSlots = Memory::kScaleSlots;
-    return shared_.ring_scales + (warp() * kScaleSlots + nth_block % kScaleSlots) * 2;
+    return shared_.ring_scales + (warp_ * kScaleSlots + nth_block % kScaleSlots) * 2;
   }
 
   static constexpr int kTurns = Memory::kHalves;  // slots that a block of columns takes
@@ -207,15 +208,15 @@ class Multiplier {
 
   __device__ void start_half(const std::uint32_t (&a)[4][4], int half, int stage,
                              TileSums<kTiles>& products) const {
-    // Addresses in descriptors are in units of 16 bytes.
     using Blob = typename Memory::Blob;
-    const std::uint64_t from = operands_ + stage * (Blob::kHalfBytes / 16);
+    const std::uint64_t from = operand_behind(operands_, stage * Blob::kHalfBytes);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
       for (int part = 0; part < kParts<kKind>; ++part)
-        wgmma_tile<kKind, kTiles>(products, a[i], from + (part * Blob::kPartBytes + i * 32) / 16,
+        wgmma_tile<kKind, kTiles>(products, a[i],
+                                  operand_behind(from, part * Blob::kPartBytes + i * 32),
                                   half + i + part > 0);
     wgmma_commit();
   }
@@ -283,12 +284,17 @@ class Multiplier {
     }
   }
 
+  __device__ StripTarget target() const {
+    const TiledProduct& product = part_.args.products[strip_.product];
+    return {product.w, product.out, strip_, lane_id() / 4, token0_, part_.args.tokens - token0_};
+  }
+
   /// Sums of a slice and all before it, of a block alone. The last ones go to memory.
   __device__ void add_slice(int slice, TileSums<kTiles>& sums) const {
     const bool is_last = slice + 1 == part_.args.slices;
     join_slices<kTiles, kProductThreads>(shared_.totals + thread(), slice > 0, is_last, sums);
     if (!is_last) return;
-    const Target target(part_.args, strip_, token0_);
+    const StripTarget target = this->target();
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
       target.write(n, {sums[n][0], sums[n][1], sums[n][2], sums[n][3]});
@@ -315,7 +321,7 @@ class Multiplier {
       }
     }
     named_sync(1, kProductThreads);
-    const Target target(part_.args, strip_, token0_);
+    const StripTarget target = this->target();
     const int end = (walk_.rank + 1) * kTiles / ranks;
 #pragma unroll 1
     for (int n = walk_.rank * kTiles / ranks; n < end; ++n) {
@@ -332,6 +338,7 @@ class Multiplier {
   const Part& part_;
   const Memory& shared_;
   const Walk<kTokens> walk_;
+  const int warp_;             // of those that multiply
   int fetched_unit_ = 0;       // whose weights are asked for
   int fetched_block_ = 0;      // the next block of it
   TileStrip source_;           // the warp's strip of it

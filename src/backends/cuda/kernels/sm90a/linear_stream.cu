@@ -44,13 +44,14 @@ class Stream {
         part_(part),
         shared_(memory, args.held_slices.value()),
         share_(share_of(args, part, kTokens)),
-        warp_strip_(args.held_slices.quotient(warp_id())),
-        warp_slice_(args.held_slices.remainder(warp_id())),
+        warp_(uniform_warp_id()),
+        warp_strip_(args.held_slices.quotient(warp_)),
+        warp_slice_(args.held_slices.remainder(warp_)),
         round_strips_(args.round_strips),
         fetched_(first_place()),
         scaled_(first_place()),
-        ring_(shared_.ring + warp_id() * kRingBytes,
-              shared_.full + warp_id() * shared_.kMostTurns) {}
+        ring_(shared_.ring + warp_ * kRingBytes, shared_.full + warp_ * shared_.kMostTurns,
+              kRingTurns<kKind>) {}
 
   // Every phase is written once, and loops that need not be are not unrolled: in a step the code of
   // a launch has left the multiprocessors.
@@ -148,7 +149,7 @@ class Stream {
   }
 
   __device__ float* lane_scale() const {
-    return shared_.scales + warp_id() * kUnitScales + lane_id() % kUnitScales;
+    return shared_.scales + warp_ * kUnitScales + lane_id() % kUnitScales;
   }
   /// Asks for the scales of the next unit (FP8) or turn (FP4). Those of FP8 come through shared
   /// memory: a load to a register, which those of FP4 are, is waited for at the next branch.
@@ -272,17 +273,16 @@ class Stream {
 
   /// Adds up the slices of this block's strips, in order, a warp one of them.
   __device__ void finish_round(int round, int nth) const {
-    const int round_strip =
-        warp_id() * args_.cluster_blocks.value() + static_cast<int>(cluster_rank());
+    const int round_strip = warp_ * args_.cluster_blocks.value() + static_cast<int>(cluster_rank());
     if (round_strip >= round_strips_ || round + round_strip >= share_.end) return;
     wait_for_ranks(shared_.complete + nth % 2, static_cast<std::uint32_t>(nth / 2) % 2);
     Sums sums;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      float4 sum = received(nth % 2, 0, warp_id())[t * kWarp];
+      float4 sum = received(nth % 2, 0, warp_)[t * kWarp];
 #pragma unroll 4
       for (int slice = 1; slice < args_.slices; ++slice) {
-        const float4 s = received(nth % 2, slice, warp_id())[t * kWarp];
+        const float4 s = received(nth % 2, slice, warp_)[t * kWarp];
         sum = {sum.x + s.x, sum.y + s.y, sum.z + s.z, sum.w + s.w};
       }
       sums[t][0] = sum.x, sums[t][1] = sum.y, sums[t][2] = sum.z, sums[t][3] = sum.w;
@@ -324,6 +324,7 @@ class Stream {
   const StreamPart& part_;
   const Shared<kTokens, kParts> shared_;
   const Share share_;
+  const int warp_;
   const int warp_strip_, warp_slice_;  // of a round and of what is held, the warp's
   const int round_strips_;
   Place fetched_;                               // what is copied next

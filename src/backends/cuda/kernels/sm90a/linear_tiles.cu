@@ -133,13 +133,13 @@ __device__ void add_slice(const LinearTiles& args, const TileStrip& strip, int s
 /// The products of half a block of columns, under way.
 template <LinearKind kKind>
 __device__ inline void multiply_half(const std::uint32_t (&a)[kSteps / 2][2][4], int half,
-                                     std::uint32_t stage, Sums& products) {
+                                     std::uint64_t stage, Sums& products) {
 #pragma unroll
   for (int i = 0; i < kSteps / 2; ++i)
 #pragma unroll
     for (int part = 0; part < kParts<kKind>; ++part)
       wgmma_tile<kKind>(products, a[half * 2 + i / 2][i % 2],
-                        swizzled_operand(stage + part * Shared<kKind>::Blob::kPartBytes + i * 32),
+                        operand_behind(stage, part * Shared<kKind>::Blob::kPartBytes + i * 32),
                         half + i + part > 0);
   wgmma_commit();
 }
@@ -149,7 +149,7 @@ template <LinearKind kKind>
 __device__ void multiply_all(const LinearTiles& args, int warp, int blocks,
                              const Shared<kKind>& shared) {
   const Tiles tiles(args);
-  const auto stages = shared_address(shared.stages);
+  const std::uint64_t stages = swizzled_operand(shared_address(shared.stages));
   const auto reader_of = [&](const TileStrip& strip) {
     return StripReader<kKind>(args.products[strip.product].w, strip, 0);
   };
@@ -179,10 +179,12 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks,
       const RingPosition first = ring;
       barrier_wait(shared.full + ring.at, ring.parity);
       wgmma_fence();
-      multiply_half<kKind>(a, 0, stages + ring.at * Shared<kKind>::kStride, products);
+      multiply_half<kKind>(a, 0, operand_behind(stages, ring.at * Shared<kKind>::kStride),
+                           products);
       ring.next(Shared<kKind>::kStages);
       barrier_wait(shared.full + ring.at, ring.parity);
-      multiply_half<kKind>(a, 1, stages + ring.at * Shared<kKind>::kStride, products);
+      multiply_half<kKind>(a, 1, operand_behind(stages, ring.at * Shared<kKind>::kStride),
+                           products);
       if constexpr (kLoadsEarly) load_next(block);
       wgmma_wait<1>();
       warp_arrive(shared.empty + first.at);
@@ -212,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ char memory[];
   let_next_start();
   const Shared<kKind> shared(memory);
-  const int warp = warp_id();
+  const int warp = uniform_warp_id();
   if (threadIdx.x == 0) {
     for (int s = 0; s < Shared<kKind>::kStages; ++s) {
       barrier_init(shared.full + s, 1);                   // the thread that copies
