@@ -131,6 +131,54 @@ TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
     }
 }
 
+// Launches that are one wave of blocks: more units of rows for every block than groups of warps, of
+// one slice of columns, and of many groups and slices, which leave a block several units each.
+TEST_F(CudaLinears, BlocksOfAWaveTakeSeveralUnits) {
+  reserve_long(gpu());
+  struct Shape {
+    std::int64_t rows, cols, groups;
+  };
+  for (const Shape& s : {Shape{34000, 144, 1}, Shape{16 * 320, 7200, 16}}) {
+    RandomMatrix w(kMatrixKinds[kFp8], s.rows, s.cols, 81);
+    const auto packed = gpu().pack_linear(w.view());
+    const std::int64_t width = s.groups * s.cols;
+    const std::vector<float> x = Random(82).normals(64 * width);
+    const auto first_of = [&](std::int64_t count) {
+      return rows_of(
+          linear_product(gpu(), *packed, count, s.groups, rows_of(x, 0, count, width), kF16), 0, 5,
+          s.rows);
+    };
+    const std::vector<float> some = first_of(5);
+    for (const std::int64_t count : {17, 32, 33, 64}) {
+      SCOPED_TRACE(fmt::format("{} x {}, {} tokens", s.rows, s.cols, count));
+      expect_same(first_of(count), some);
+    }
+  }
+}
+
+// And FP8 weights beside few BF16 ones, whose inputs are split twice.
+TEST_F(CudaLinears, AWaveOfTwoKindsEqualsOneByOne) {
+  reserve_long(gpu());
+  constexpr std::int64_t kCols = 2048;
+  std::vector<RandomMatrix> weights;
+  std::vector<std::unique_ptr<PackedLinear>> packed;
+  for (const auto& [kind, rows] : {std::pair(kFp8, 1100), {1, 100}, {kFp8, 72}})
+    weights.emplace_back(kMatrixKinds[kind], rows, kCols, 83);
+  for (RandomMatrix& w : weights) packed.push_back(gpu().pack_linear(w.view()));
+  for (const std::int64_t tokens : {17, 40, 64}) {
+    const std::vector<float> values = Random(84).normals(tokens * kCols);
+    const Floats x(gpu(), {tokens, kCols}, values);
+    std::vector<Floats> outs;
+    op::Linears all{.x = x, .activations = kF16};
+    for (const auto& w : packed)
+      all.add(*w, outs.emplace_back(gpu(), std::initializer_list<std::int64_t>{tokens, w->rows}));
+    in_step([&] { gpu().linears(all); });
+    for (std::size_t i = 0; i < packed.size(); ++i)
+      expect_same(rows_of(outs[i].values(), 0, 5, packed[i]->rows),
+                  linear_product(gpu(), *packed[i], 5, 1, rows_of(values, 0, 5, kCols), kF16));
+  }
+}
+
 TEST_F(CudaLinears, ANaNOrAnInfinityStaysInItsRow) {
   RandomMatrix w(kMatrixKinds[kFp8], 256, 1024, 3);
   const auto packed = gpu().pack_linear(w.view());
@@ -213,19 +261,25 @@ TEST_F(CudaLinears, SeveralAtOnceEqualOneByOne) {
 }
 
 TEST_F(CudaLinears, AReplayRepeatsItsBits) {
+  reserve_long(gpu());
   RandomMatrix w(kMatrixKinds[kFp8], 512, 4096, 8);
   const auto packed = gpu().pack_linear(w.view());
-  const Floats x(gpu(), {3, 4096}, Random(9).normals(3 * 4096)), out(gpu(), {3, 512});
-  const auto body = [&] {
-    for (int i = 0; i < 4; ++i) gpu().linear({.x = x, .w = packed.get(), .out = out});
-  };
-  body();
-  const std::vector<float> eager = out.values();
-  const auto recording = gpu().record(body);
-  for (int i = 0; i < 100; ++i) {
-    gpu().zero(out);
-    recording->replay();
-    ASSERT_TRUE(same_bits(out.values(), eager)) << "replay " << i;
+  for (const auto& [tokens, activations] :
+       {std::pair(3, LinearActivations::kFull), {40, LinearActivations::kFull}, {40, kF16}}) {
+    const Floats x(gpu(), {tokens, 4096}, Random(9).normals(tokens * 4096)),
+        out(gpu(), {tokens, 512});
+    const auto body = [&] {
+      for (int i = 0; i < 4; ++i)
+        gpu().linear({.x = x, .w = packed.get(), .out = out, .activations = activations});
+    };
+    body();
+    const std::vector<float> eager = out.values();
+    const auto recording = gpu().record(body);
+    for (int i = 0; i < 100; ++i) {
+      gpu().zero(out);
+      recording->replay();
+      ASSERT_TRUE(same_bits(out.values(), eager)) << tokens << " tokens, replay " << i;
+    }
   }
 }
 

@@ -104,6 +104,7 @@ class CudaOps final : public Ops {
   void product(const cuda::LinearsArgs& args, LinearActivations activations,
                std::span<const bool> precise = {});
   void fp8_product(const cuda::LinearsArgs& args);
+  cuda::LinearScratch linear_scratch() const;
   Buffer allocate_zeros(std::int64_t bytes);
   void reserve_experts();
   void reserve_linears();
@@ -141,7 +142,8 @@ class CudaOps final : public Ops {
 
   Buffer step_latents_;    // scratch of attend: F16 [T, n]
   Buffer parked_sums_;     // and attend_parked_bytes()
-  Buffer linear_scratch_;  // split or quantised inputs of steps with many rows
+  Buffer linear_scratch_;  // split or quantised inputs of steps with many rows, sums of slices
+  Buffer linear_meetings_;
   Buffer rounded_inputs_;  // F32, of linears with FP8 activations in short steps
 
   // Scratch of experts(), by slot = t * k + i.

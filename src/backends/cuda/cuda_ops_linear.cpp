@@ -84,9 +84,20 @@ void CudaOps::reserve_linears() {
   constexpr std::int64_t kRoundedBytes = std::int64_t{16} << 20;
   linear_scratch_ = Buffer();
   rounded_inputs_ = Buffer();
-  if (limits_.rows >= kManyRows) linear_scratch_ = allocate(kScratchBytes);
+  linear_meetings_ = Buffer();
+  if (limits_.rows >= kManyRows) {
+    linear_scratch_ = allocate(kScratchBytes);
+    linear_meetings_ =
+        allocate_zeros(2 * cuda::multiprocessors() * std::int64_t{sizeof(cuda::LinearMeeting)});
+  }
   if (limits_.linear_activations == LinearActivations::kFp8)
     rounded_inputs_ = allocate(kRoundedBytes);
+}
+
+cuda::LinearScratch CudaOps::linear_scratch() const {
+  return {.memory = linear_scratch_.data(),
+          .bytes = linear_scratch_.bytes(),
+          .meetings = static_cast<cuda::LinearMeeting*>(linear_meetings_.data())};
 }
 
 // The kernel is a function of the matrix alone, so that a row's sums do not depend on the step.
@@ -102,15 +113,13 @@ void CudaOps::product(const cuda::LinearsArgs& args) {
                    {.x = args.x, .out = product.out, .tokens = args.tokens, .groups = args.groups},
                    stream_);
   }
-  cuda::linears(fast, {.memory = linear_scratch_.data(), .bytes = linear_scratch_.bytes()},
-                stream_);
+  cuda::linears(fast, linear_scratch(), stream_);
 }
 
 // Decode steps round the inputs and multiply as ever, so that a row has the same bits in any of
 // them; longer steps go to FP8 tensor cores, whose sums have fewer bits.
 void CudaOps::fp8_product(const cuda::LinearsArgs& args) {
-  const cuda::LinearScratch scratch{.memory = linear_scratch_.data(),
-                                    .bytes = linear_scratch_.bytes()};
+  const cuda::LinearScratch scratch = linear_scratch();
   const int cols = args.products[0].w.cols, width = args.groups * cols;
   bool has_tiles = args.tokens >= cuda::kFp8TileTokens &&
                    scratch.bytes >= cuda::fp8_scratch_bytes(cols, args.groups);

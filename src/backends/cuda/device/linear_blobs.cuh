@@ -67,7 +67,7 @@ struct InputBlob {
 };
 
 /// Four columns of a token's inputs; zeros outside the matrix.
-__device__ inline float4 load_inputs(const LinearTiles& args, int group, int token, int column) {
+__device__ inline float4 load_inputs(const LinearInputs& args, int group, int token, int column) {
   if (token >= args.tokens || column >= args.cols) return {0, 0, 0, 0};
   const std::int64_t at = (std::int64_t{token} * args.groups + group) * args.cols + column;
   float4 x = *reinterpret_cast<const float4*>(args.x + at);

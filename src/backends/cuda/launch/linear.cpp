@@ -7,6 +7,7 @@
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/launch/linear_stream.h"
 #include "backends/cuda/launch/linear_tiles.h"
+#include "backends/cuda/launch/linear_wave.h"
 #include "core/error.h"
 
 namespace quatrain::cuda {
@@ -145,8 +146,9 @@ std::string describe_linears() {
   return fmt::format(
       "weights streamed once per 8 rows, or 16 where a launch of {0} MiB and more has FP8 with "
       "rounded inputs, up to {1} (matrices of {0} MiB and more without: {2}), read once "
-      "per 64 rows up to {3}, then in tiles of 128 rows",
-      kLargeBytes >> 20, kSomeTokens - 1, kSomeTokensOfLarge - 1, kManyTokens - 1);
+      "per 64 rows up to {3} (up to {4} in one wave of blocks where FP8 with rounded inputs fits "
+      "it), then in tiles of 128 rows",
+      kLargeBytes >> 20, kSomeTokens - 1, kSomeTokensOfLarge - 1, kManyTokens - 1, kMostWaveTokens);
 }
 
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
@@ -159,6 +161,7 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
              many = args.tokens >= kManyTokens;
   for (const LinearKind kind : kKinds)
     if (const LinearTiles some = as_tiles(args, kind); some.count > 0) tiles[kinds++] = some;
+  if (!few && multiply_wave(all, scratch, stream)) return;
   const std::span<const LinearTiles> of_kinds(tiles.data(), kinds);
   const std::int64_t wanted =
       many ? tile_scratch_bytes(tiles[0].cols, args.groups) : narrow_scratch_bytes(of_kinds);

@@ -64,11 +64,17 @@ struct LinearInputs {
   int slices = 0;  // of the columns
 };
 
-/// Memory for the split inputs of many tokens. Without it, or where it is too small, the weights
-/// are read once more for every 8 tokens.
+/// Where blocks that share an output meet; zero at first, and left as the next launch needs it.
+struct alignas(128) LinearMeeting {
+  std::uint32_t arrivals;
+};
+
+/// Memory for the split inputs and the sums of many tokens. Without it, or where it is too small,
+/// the weights are read once more for every 8 tokens.
 struct LinearScratch {
   void* memory = nullptr;
   std::int64_t bytes = 0;
+  LinearMeeting* meetings = nullptr;  ///< [2 multiprocessors()]
 };
 
 /// Whether linears() takes the matrix: a format it knows, in rows of whole 16-byte words.
