@@ -153,15 +153,15 @@ std::string describe_linears() {
 
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
   if (args.tokens == 0 || args.count == 0) return;
-  std::array<LinearTiles, kLinearKinds> tiles;
-  std::size_t kinds = 0;
   const LinearStream all = as_stream(args);
   const bool reads_twice = all.is_large && all.part[0].kind != LinearKind::kFp8Rounded;
   const bool few = args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens),
              many = args.tokens >= kManyTokens;
+  if (!few && multiply_wave(all, scratch, stream)) return;
+  std::array<LinearTiles, kLinearKinds> tiles;
+  std::size_t kinds = 0;
   for (const LinearKind kind : kKinds)
     if (const LinearTiles some = as_tiles(args, kind); some.count > 0) tiles[kinds++] = some;
-  if (!few && multiply_wave(all, scratch, stream)) return;
   const std::span<const LinearTiles> of_kinds(tiles.data(), kinds);
   const std::int64_t wanted =
       many ? tile_scratch_bytes(tiles[0].cols, args.groups) : narrow_scratch_bytes(of_kinds);

@@ -8,6 +8,9 @@ namespace quatrain::cuda {
 namespace {
 
 constexpr int kSliceColumns = kSliceBlocks * kLinearBlock;
+/// Up to here linear_narrow.cu is as fast, but where a block has more units than groups of warps:
+/// there its tiles would take two rounds.
+constexpr int kFewTokens = 32;
 /// One unit in so many may be of BF16, whose inputs have two parts, of which shared memory holds
 /// half: with more of them linear_narrow.cu is faster.
 constexpr int kUnitsForBf16 = 8;
@@ -66,8 +69,12 @@ WaveCut wave_cut(const LinearWave& args, int multiprocessors) {
       if (args.groups > 1 && args.products[i].group_rows % kUnitRows != 0) return {};
   }
   if (bf16_units * kUnitsForBf16 > units) return {};
-  WaveCut cut{.tokens = args.tokens > 32 ? 64 : 32};
-  if (!share_out(args, multiprocessors / (args.slices * args.groups), cut)) cut.tokens = 0;
+  WaveCut cut{.tokens = args.tokens > kFewTokens ? kMostWaveTokens : kFewTokens};
+  if (!share_out(args, multiprocessors / (args.slices * args.groups), cut)) return {};
+  int most = 0;  // units of a block
+  for (int p = 0; p < args.parts; ++p)
+    most = std::max(most, ceil_div(args.part[p].units, cut.tiles[p]));
+  if (args.tokens <= kFewTokens && most <= kWaveGroups) return {};
   return cut;
 }
 
