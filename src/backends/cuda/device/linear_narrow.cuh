@@ -8,7 +8,6 @@
 
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/linear_blobs.cuh"
-#include "backends/cuda/device/weight_decode.cuh"
 #include "backends/cuda/launch/linear_narrow.h"
 
 namespace quatrain::cuda::narrow {

@@ -43,10 +43,11 @@ struct LinearWave : LinearInputs {
   WavePart part[kMostParts] = {};
   WaveProduct products[kMaxProducts] = {};
   // Set by multiply_wave().
-  Divisor slice_of{};                 // the slices of the columns
-  int tiles = 0;                      // of a group, of all parts
-  float4* sums = nullptr;             // [blocks][units][token tiles of 8][threads of a warpgroup]
-  LinearMeeting* meetings = nullptr;  // [2][multiprocessors]: of inputs, of sums
+  Divisor slice_of{};      // the slices of the columns
+  int tiles = 0;           // of a group, of all parts
+  float4* sums = nullptr;  // [blocks][units][token tiles of 8][threads of a warpgroup]
+  LinearMeeting* meetings =
+      nullptr;  // [2][blocks]: of inputs, by group and slice; of sums, by tile
 };
 
 /// Tokens that blocks have room for, 0 where the launch has no cut; of each part, among how many

@@ -27,10 +27,8 @@ struct Multiplier {
   RingPosition weights;
   RingPosition tokens;
   RingPosition table;
-  const int own_warp = uniform_warp_id() % kMultiplyingWarps;
+  const int warp = uniform_warp_id() % kMultiplyingWarps;
   const std::uint64_t operands = swizzled_operand(shared_address(shared.base + kTokensAt));
-
-  __device__ int warp() const { return own_warp; }
 
   __device__ void release(Barrier* barrier) const {
     if (lane_id() == 0) barrier_arrive(barrier);
@@ -75,13 +73,13 @@ struct Multiplier {
     for (int chunk = 0; chunk < projection.chunks; ++chunk, weights.next(kWeightStages)) {
       barrier_wait(shared.weights_full + weights.at, weights.parity);
       const std::uint8_t* packed =
-          shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp() / 4 * kTileBytes;
+          shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp / 4 * kTileBytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         Slab slab[kBlocks];
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
-          const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
+          const int rows = warp % 4 * kBlocks + block;  // 16 of them, of the tile's 128
           slab[block] = load_slab(packed + rows / 2 * kChunkBytes, rows % 2 * 4 + i, lane_id());
         }
         std::uint32_t a[4][kBlocks][4];
@@ -109,11 +107,11 @@ struct Multiplier {
     release_tokens(read);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) wgmma_results(d[block]);
-    const int row_tile = first_row_tile + warp() / 4;
+    const int row_tile = first_row_tile + warp / 4;
     barrier_wait(shared.table_full + table.at, table.parity);
     if (row_tile < projection.row_tiles)
       store<kWidth>({args, shared.table(table.at), tile.expert,
-                     row_tile * kTileRows + warp() % 4 * kBlocks * 16},
+                     row_tile * kTileRows + warp % 4 * kBlocks * 16},
                     d);
     __syncwarp();  // all lanes have read the table
     release(shared.table_empty + table.at);

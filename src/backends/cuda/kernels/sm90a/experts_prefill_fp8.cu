@@ -45,16 +45,14 @@ struct Multiplier {
   RingPosition tokens;
   RingPosition table;
   int turn;  // of the peaks
-  const int own_warp = uniform_warp_id() % kMultiplyingWarps;
+  const int warp = uniform_warp_id() % kMultiplyingWarps;
   const std::uint64_t operands = swizzled_operand(shared_address(shared.base + kTokensAt));
-
-  __device__ int warp() const { return own_warp; }
 
   // Where the slabs of a block of rows start among those of a chunk.
   __device__ const std::uint8_t* packed_rows(int block, int& first_slab) const {
-    const int rows = warp() % 4 * kBlocks + block;  // 16 of them, of the tile's 128
+    const int rows = warp % 4 * kBlocks + block;  // 16 of them, of the tile's 128
     first_slab = rows % 2 * 4;
-    return shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp() / 4 * kTileBytes +
+    return shared.base + kWeightsAt + weights.at * kWeightStageBytes + warp / 4 * kTileBytes +
            rows / 2 * kChunkBytes;
   }
   __device__ __forceinline__ void decode(int half, int block, Operand& a) const {
@@ -146,9 +144,8 @@ struct Multiplier {
         }
       }
     }
-    store<kWidth>(tile.expert,
-                  (first_row_tile + warp() / 4) * kTileRows + warp() % 4 * kBlocks * 16, factors,
-                  d);
+    store<kWidth>(tile.expert, (first_row_tile + warp / 4) * kTileRows + warp % 4 * kBlocks * 16,
+                  factors, d);
   }
 
   template <int kWidth>

@@ -11,8 +11,6 @@
 //
 // Limits: what passes between the L2 cache and the multiprocessors, which is the inputs of a slice
 // for every block and the sums on top of the weights; two meetings.
-#include <algorithm>
-
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/linear_blobs.cuh"
