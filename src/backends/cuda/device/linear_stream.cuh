@@ -114,17 +114,9 @@ __device__ inline Share share_of(const LinearStream& args, const StreamPart& par
   return share;
 }
 
-/// The product that has a strip of a part.
-__device__ inline int product_at(const LinearStream& args, const StreamPart& part, int strip) {
-  int p = part.first_product;
-  while (p + 1 < part.first_product + part.count && strip >= args.products[p + 1].first_strip) ++p;
-  return p;
-}
-
-__device__ inline Strip strip_of(const StreamProduct& product, int group, int strip) {
+__device__ inline Strip strip_of(const MappedProduct& product, int group, int strip) {
   const int first = group * product.group_rows;
-  return {.row = first + (strip - product.first_strip) * kStripRows,
-          .end = first + product.group_rows};
+  return {.row = first + (strip - product.first) * kStripRows, .end = first + product.group_rows};
 }
 
 }  // namespace quatrain::cuda::stream

@@ -17,6 +17,14 @@ struct Strip {
   int end = 0;  // of the rows that belong together; the strip may reach beyond
 };
 
+/// The product of a part that has its strip or unit `at`.
+template <class Launch, class Part>
+__device__ inline int product_at(const Launch& args, const Part& part, int at) {
+  int p = part.first_product;
+  while (p + 1 < part.first_product + part.count && at >= args.products[p + 1].first) ++p;
+  return p;
+}
+
 /// Bytes of a lane's part of a strip between its 16-byte pieces in shared memory.
 inline constexpr int kPieceStride = 16 * kWarp;
 /// Bytes that a warp's block of a strip takes there.

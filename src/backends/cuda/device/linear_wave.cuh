@@ -86,12 +86,9 @@ struct Unit {
   int row, end;  // the first, and the end of the group's
 
   __device__ Unit(const LinearWave& args, const WavePart& part, int group, int unit)
-      : product(part.first_product) {
-    while (product + 1 < part.first_product + part.count &&
-           unit >= args.products[product + 1].first_unit)
-      ++product;
-    const WaveProduct& found = args.products[product];
-    row = group * found.group_rows + (unit - found.first_unit) * kUnitRows;
+      : product(product_at(args, part, unit)) {
+    const MappedProduct& found = args.products[product];
+    row = group * found.group_rows + (unit - found.first) * kUnitRows;
     end = (group + 1) * found.group_rows;
   }
 };

@@ -31,6 +31,15 @@ __device__ inline void keep_operand(std::uint32_t (&a)[4]) {
   for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
 
+/// Operands A of half a block of columns: two pairs of steps, as decode_pair() makes them.
+using HalfOperands = std::uint32_t[2][2][4];
+__device__ inline void keep_operands(HalfOperands& a) {
+#pragma unroll
+  for (auto& pair : a)
+#pragma unroll
+    for (auto& step : pair) keep_operand(step);
+}
+
 /// d [64, 8 kTiles] = a [64, 16] · b [8 kTiles, 16]ᵀ (+ d); warp w of the group has rows 16 w to
 /// 16 w + 15.
 template <LinearKind kKind, int kTiles>

@@ -73,7 +73,7 @@ LinearStream as_stream(const LinearsArgs& args) {
       if (kind_of(product) != kind) continue;
       const int rows = product.w.rows / args.groups;
       all.products[count++] = {
-          .w = product.w, .out = product.out, .first_strip = part.strips, .group_rows = rows};
+          .w = product.w, .out = product.out, .first = part.strips, .group_rows = rows};
       part.strips += ceil_div(rows, kStripRows);
       ++part.count;
     }

@@ -15,11 +15,12 @@ namespace quatrain::cuda {
 
 inline constexpr int kLinearKinds = 5;
 
-struct StreamProduct {
-  CUtensorMap values{};  // of w, in boxes of a strip by 128 bytes; set by stream_linears()
+/// A weight whose rows a launch shares out in strips or units of strips.
+struct MappedProduct {
+  CUtensorMap values{};  // of w, in boxes of a strip by 128 bytes; set for the launch
   Matrix w;
   float* out = nullptr;
-  int first_strip = 0;  // in its part; strips of one group
+  int first = 0;  // strip or unit, in its part; of one group
   int group_rows = 0;
 };
 
@@ -41,7 +42,7 @@ struct LinearStream : LinearInputs {
   Divisor cluster_blocks{};  // and the blocks whose sums meet
   int parts = 0;
   StreamPart part[kLinearKinds] = {};
-  StreamProduct products[kMaxProducts] = {};
+  MappedProduct products[kMaxProducts] = {};
 };
 
 /// Shares `clusters` out over the parts by their bytes, at least one for each group.

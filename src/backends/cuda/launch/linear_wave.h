@@ -19,14 +19,6 @@ inline constexpr int kWaveGroups = 4;
 /// Units of a block.
 inline constexpr int kMostUnits = 6;
 
-struct WaveProduct {
-  CUtensorMap values{};  // of w, in boxes of a strip by 128 bytes; set by multiply_wave()
-  Matrix w;
-  float* out = nullptr;
-  int first_unit = 0;  // in its part; units of one group
-  int group_rows = 0;
-};
-
 struct WavePart {
   LinearKind kind = LinearKind::kBf16;
   int first_product = 0;
@@ -41,7 +33,7 @@ struct LinearWave : LinearInputs {
   static constexpr int kMostParts = 2;  // kinds of weights
   int parts = 0;
   WavePart part[kMostParts] = {};
-  WaveProduct products[kMaxProducts] = {};
+  MappedProduct products[kMaxProducts] = {};
   // Set by multiply_wave().
   Divisor slice_of{};      // the slices of the columns
   int tiles = 0;           // of a group, of all parts

@@ -299,7 +299,7 @@ class Stream {
   __device__ void write(int at, const Sums& sums) const {
     int index;
     const Strip strip = rows_of(at, index);
-    const StreamProduct& product = args_.products[index];
+    const MappedProduct& product = args_.products[index];
     const std::int64_t rows = product.w.rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -369,7 +369,7 @@ void launch_stream(LinearStream args, cudaStream_t stream) {
   const Cut<kTokens, kParts> cut(args.slices, args.is_large);
   for (int p = 0; p < args.parts; ++p)
     for (int i = 0; i < args.part[p].count; ++i) {
-      StreamProduct& product = args.products[args.part[p].first_product + i];
+      MappedProduct& product = args.products[args.part[p].first_product + i];
       product.values = weight_map(product.w, kStripRows);
     }
   args.slices_per_block = cut.slices_per_block;

@@ -85,7 +85,7 @@ class Wave {
     return {.row = unit.row + warp_ % kGroupWarps * kStripRows, .end = unit.end};
   }
   __device__ StripTarget target(const Unit& unit) const {
-    const WaveProduct& product = args_.products[unit.product];
+    const MappedProduct& product = args_.products[unit.product];
     return {product.w, product.out, strip_of(unit), ring_row(), 0, args_.tokens};
   }
 
@@ -188,7 +188,7 @@ class Wave {
 
   /// Operands of half a block's products, from the ring.
   template <int kHalf>
-  __device__ void decode_half(std::uint32_t (&a)[4][4]) const {
+  __device__ void decode_half(HalfOperands& a) const {
     constexpr int kPiecePairs = kSteps / 2 / kPieces<kKind>;
     WeightBlock<kKind> w;
 #pragma unroll
@@ -198,18 +198,13 @@ class Wave {
 #pragma unroll
         for (int row = 0; row < 2; ++row)
           w.piece[piece][row] = ring_.read(piece % 2, row);  // a slot has two pieces
-      std::uint32_t of_pair[2][4];
-      decode_pair<kKind>(w, pair, of_pair);
-#pragma unroll
-      for (int step = 0; step < 2; ++step)
-#pragma unroll
-        for (int r = 0; r < 4; ++r) a[2 * i + step][r] = of_pair[step][r];
+      decode_pair<kKind>(w, pair, a[i]);
     }
   }
 
   /// The products of half a block, under way.
   template <int kHalf>
-  __device__ void begin_half(int nth, std::uint32_t (&a)[4][4], TileSums<kTiles>& products) {
+  __device__ void begin_half(int nth, HalfOperands& a, TileSums<kTiles>& products) {
     constexpr bool kLastOfSlot = kBlockSlots<kKind> == 2 || kHalf == 1;
     if (kBlockSlots<kKind> == 2 || kHalf == 0) ring_.wait();
     decode_half<kHalf>(a);
@@ -220,16 +215,11 @@ class Wave {
     for (int i = 0; i < 4; ++i)
 #pragma unroll
       for (int part = 0; part < kParts<kKind>; ++part)
-        wgmma_tile<kKind, kTiles>(products, a[i],
+        wgmma_tile<kKind, kTiles>(products, a[i / 2][i % 2],
                                   operand_behind(from, part * Blob::kPartBytes + i * 32),
                                   kHalf + i + part > 0);
     wgmma_commit();
     if (kLastOfSlot) fetch();
-  }
-
-  __device__ static void keep_operands(std::uint32_t (&a)[4][4]) {
-#pragma unroll
-    for (auto& step : a) keep_operand(step);
   }
 
   /// Of rounds in which other groups have a unit and this one has not, what is read is let go.
@@ -248,7 +238,7 @@ class Wave {
 #pragma unroll 1
     for (int block = 0; block < share_.blocks; ++block, half += 2) {
       TileSums<kTiles> products;
-      std::uint32_t a[kBuffers][4][4];
+      HalfOperands a[kBuffers];
       begin_half<0>(half, a[0], products);
       if constexpr (kBuffers == 1) {
         wgmma_wait<0>();
@@ -374,11 +364,9 @@ LinearWave as_wave(const LinearStream& all) {
     WavePart& part = args.part[args.parts++];
     part = {.kind = from.kind, .first_product = from.first_product, .count = from.count};
     for (int i = from.first_product; i < from.first_product + from.count; ++i) {
-      const StreamProduct& product = all.products[i];
-      args.products[i] = {.w = product.w,
-                          .out = product.out,
-                          .first_unit = part.units,
-                          .group_rows = product.group_rows};
+      const MappedProduct& product = all.products[i];
+      args.products[i] = product;
+      args.products[i].first = part.units;
       part.units += ceil_div(product.group_rows, kUnitRows);
     }
   }
