@@ -2,7 +2,7 @@
 // Times attend, index_select, compress and kv_store at the sizes of DeepSeek-V4, as graph replays
 // over more cache memory than L2 holds, beside what the chip can do at most.
 //
-// usage: attention_bench [fp16|fp8|bf16] [filter]
+// usage: attention_bench [fp16|fp8|bf16] [PART OF A NAME]
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -27,6 +27,9 @@ constexpr std::int64_t kLatent = 512, kIndexKey = 128, kIndexHeads = 64, kWindow
 
 double g_read_bandwidth = 0;  // bytes per second
 double g_f16_peak = 0;        // flops per second
+std::string g_wanted;         // a part of the names of what is measured
+
+bool is_wanted(const std::string& name) { return name.find(g_wanted) != std::string::npos; }
 
 // Microseconds of one of the `calls` in `body`: median over replays.
 double time_us(CudaOps& ops, int calls, const std::function<void()>& body) {
@@ -165,6 +168,12 @@ int copies(double touched) { return static_cast<int>(std::clamp(3e8 / touched, 2
 
 void bench_attend(CudaOps& ops, const Case& c, const char* model, std::int64_t heads,
                   std::int64_t ratio, std::int64_t topk) {
+  const std::string name = std::string("attend ") + model +
+                           (ratio == 0 ? " window "
+                            : topk > 0 ? " CSA "
+                                       : " HCA ") +
+                           c.name();
+  if (!is_wanted(name)) return;
   Arrays arrays(ops);
   ops.reserve({.rows = c.rows, .context = c.context, .slots = c.rows});
   const double entry = ops.cache_dtype() == DType::kU8 ? 584 : 1024;
@@ -218,15 +227,12 @@ void bench_attend(CudaOps& ops, const Case& c, const char* model, std::int64_t h
   const double read = c.is_prefill ? static_cast<double>(complete + kWindow) * entry
                                    : keys * entry * static_cast<double>(c.rows);
   const double io = 2.0 * static_cast<double>(q.bytes());
-  report(std::string("attend ") + model +
-             (ratio == 0 ? " window "
-              : topk > 0 ? " CSA "
-                         : " HCA ") +
-             c.name(),
-         us, read + io, 4.0 * static_cast<double>(c.rows * heads * kLatent) * keys);
+  report(name, us, read + io, 4.0 * static_cast<double>(c.rows * heads * kLatent) * keys);
 }
 
 void bench_select(CudaOps& ops, const Case& c, std::int64_t topk) {
+  const std::string name = "index_select top " + std::to_string(topk) + " " + c.name();
+  if (!is_wanted(name)) return;
   Arrays arrays(ops);
   ops.reserve({.rows = c.rows, .context = c.context, .slots = c.rows, .index_topk = topk});
   const double key = ops.cache_dtype() == DType::kU8 ? 68 : 256;
@@ -248,12 +254,14 @@ void bench_select(CudaOps& ops, const Case& c, std::int64_t topk) {
   const double us = time_us(ops, calls, [&] {
     for (const op::IndexSelect& a : args) ops.index_select(a);
   });
-  report("index_select top " + std::to_string(topk) + " " + c.name(), us,
-         touched + static_cast<double>(q.bytes()),
+  report(name, us, touched + static_cast<double>(q.bytes()),
          2.0 * static_cast<double>(c.rows * kIndexHeads * kIndexKey) * keys);
 }
 
 void bench_compress(CudaOps& ops, const Case& c, std::int64_t ratio, int width, CacheGrid grid) {
+  const std::string name =
+      "compress " + std::to_string(ratio) + " x " + std::to_string(width) + " " + c.name();
+  if (!is_wanted(name)) return;
   Arrays arrays(ops);
   const std::int64_t channels = ratio == 4 ? 2 * width : width, capacity = ratio == 4 ? 8 : ratio;
   const std::int64_t blocks = 4096, sequences = c.is_prefill ? 1 : c.rows;
@@ -276,7 +284,7 @@ void bench_compress(CudaOps& ops, const Case& c, std::int64_t ratio, int width, 
   const double us = time_us(ops, calls, [&] {
     for (int i = 0; i < calls; ++i) ops.compress(args);
   });
-  report("compress " + std::to_string(ratio) + " x " + std::to_string(width) + " " + c.name(), us,
+  report(name, us,
          2.0 * static_cast<double>(values.bytes()) +
              row_bytes(pool) * static_cast<double>(c.rows / ratio),
          0);
@@ -300,41 +308,32 @@ void probe(CudaOps& ops) {
               g_read_bandwidth * 1e-9, g_f16_peak * 1e-12);
 }
 
-void run(CudaOps& ops, const std::string& filter) {
-  const auto wanted = [&](const char* group) {
-    return filter.empty() || filter.find(group) != std::string::npos;
-  };
+void run(CudaOps& ops) {
   std::printf("| %-44s | %9s | %9s | %8s | %8s | %7s |\n|%s|---:|---:|---:|---:|---:|\n", "what",
               "us", "limit us", "GB/s", "TFLOP/s", "share", std::string(46, '-').c_str());
-  if (wanted("attend")) {
-    for (const std::int64_t context : {4096, 32768, 262144})
-      for (const std::int64_t rows : {1, 16, 64})
-        bench_attend(ops, {rows, context, false}, "Flash", 64, 4, 512);
-    for (const std::int64_t context : {4096, 32768, 262144})
-      for (const std::int64_t rows : {1, 16, 64})
-        bench_attend(ops, {rows, context, false}, "Flash", 64, 128, 0);
-    for (const std::int64_t rows : {1, 64})
-      bench_attend(ops, {rows, 4096, false}, "Flash", 64, 0, 0);
-    for (const std::int64_t rows : {1, 64})
-      bench_attend(ops, {rows, 32768, false}, "Pro", 128, 4, 1024);
-    for (const std::int64_t ratio : {4, 128, 0})
-      bench_attend(ops, {4096, 32768, true}, "Flash", 64, ratio, ratio == 4 ? 512 : 0);
-    bench_attend(ops, {4096, 262144, true}, "Flash", 64, 128, 0);
-    bench_attend(ops, {2048, 32768, true}, "Pro", 128, 4, 1024);
+  for (const std::int64_t context : {4096, 32768, 262144})
+    for (const std::int64_t rows : {1, 16, 64})
+      bench_attend(ops, {rows, context, false}, "Flash", 64, 4, 512);
+  for (const std::int64_t context : {4096, 32768, 262144})
+    for (const std::int64_t rows : {1, 16, 64})
+      bench_attend(ops, {rows, context, false}, "Flash", 64, 128, 0);
+  for (const std::int64_t rows : {1, 64}) bench_attend(ops, {rows, 4096, false}, "Flash", 64, 0, 0);
+  for (const std::int64_t rows : {1, 64})
+    bench_attend(ops, {rows, 32768, false}, "Pro", 128, 4, 1024);
+  for (const std::int64_t ratio : {4, 128, 0})
+    bench_attend(ops, {4096, 32768, true}, "Flash", 64, ratio, ratio == 4 ? 512 : 0);
+  bench_attend(ops, {4096, 262144, true}, "Flash", 64, 128, 0);
+  bench_attend(ops, {2048, 32768, true}, "Pro", 128, 4, 1024);
+  for (const std::int64_t context : {4096, 32768, 262144, 1048576})
+    for (const std::int64_t rows : {1, 16, 64}) bench_select(ops, {rows, context, false}, 512);
+  bench_select(ops, {1, 262144, false}, 1024);
+  bench_select(ops, {2048, 32768, true}, 512);
+  bench_select(ops, {1024, 262144, true}, 512);
+  for (const Case& c : {Case{1, 4096, false}, Case{64, 4096, false}, Case{4096, 8192, true}}) {
+    bench_compress(ops, c, 4, 512, CacheGrid::kLatent);
+    bench_compress(ops, c, 4, 128, CacheGrid::kIndex);
+    bench_compress(ops, c, 128, 512, CacheGrid::kLatent);
   }
-  if (wanted("select")) {
-    for (const std::int64_t context : {4096, 32768, 262144, 1048576})
-      for (const std::int64_t rows : {1, 16, 64}) bench_select(ops, {rows, context, false}, 512);
-    bench_select(ops, {1, 262144, false}, 1024);
-    bench_select(ops, {2048, 32768, true}, 512);
-    bench_select(ops, {1024, 262144, true}, 512);
-  }
-  if (wanted("compress"))
-    for (const Case& c : {Case{1, 4096, false}, Case{64, 4096, false}, Case{4096, 8192, true}}) {
-      bench_compress(ops, c, 4, 512, CacheGrid::kLatent);
-      bench_compress(ops, c, 4, 128, CacheGrid::kIndex);
-      bench_compress(ops, c, 128, 512, CacheGrid::kLatent);
-    }
 }
 
 }  // namespace
@@ -346,7 +345,8 @@ int main(int argc, char** argv) {
   try {
     CudaOps ops(0, type == "fp8" ? DType::kU8 : type == "bf16" ? DType::kBF16 : DType::kF16);
     bench::probe(ops);
-    bench::run(ops, argc > 2 ? argv[2] : "");
+    if (argc > 2) bench::g_wanted = argv[2];
+    bench::run(ops);
   } catch (const Error& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 1;
