@@ -28,6 +28,18 @@ struct Kind {
 constexpr LinearActivations kF16 = LinearActivations::kF16;
 constexpr Kind kKinds[] = {{1}, {kNvfp4}, {kMxfp4}, {kFp8}, {kFp8, kF16}};
 
+struct Shape {
+  std::int64_t rows, cols, groups;
+};
+
+/// Of the products of the first `count` tokens of x those of the first `kept`.
+std::vector<float> first_rows(Ops& ops, const PackedLinear& w, std::int64_t groups,
+                              const std::vector<float>& x, LinearActivations activations,
+                              std::int64_t count, std::int64_t kept) {
+  const std::vector<float> some = rows_of(x, 0, count, groups * w.cols);
+  return rows_of(linear_product(ops, w, count, groups, some, activations), 0, kept, w.rows);
+}
+
 std::string describe(const Kind& kind) {
   return fmt::format("{}{}", kMatrixKinds[kind.matrix].name,
                      kind.activations == kF16 ? " by F16" : "");
@@ -67,9 +79,6 @@ TEST_F(CudaLinears, IsAsAccurateAsItsInputs) {
 // Also where a matrix has more slices than a cluster has blocks, and groups that end within a tile.
 TEST_F(CudaLinears, ARowHasTheSameBitsInAnyCompany) {
   reserve_long(gpu());
-  struct Shape {
-    std::int64_t rows, cols, groups;
-  };
   unsigned seed = 100;
   for (const Kind& kind : kKinds)
     for (const Shape& s : {Shape{8, 32, 1}, Shape{192, 192, 2}, Shape{200, 1024, 1},
@@ -119,9 +128,7 @@ TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
       const auto packed = gpu().pack_linear(w.view());
       const std::vector<float> x = Random(72).normals(100 * cols);
       const auto first_of = [&](std::int64_t count) {
-        return rows_of(
-            linear_product(gpu(), *packed, count, 1, rows_of(x, 0, count, cols), kind.activations),
-            0, 3, rows);
+        return first_rows(gpu(), *packed, 1, x, kind.activations, count, 3);
       };
       const std::vector<float> some = first_of(12);
       for (const std::int64_t count : {3, 8, 20, 40, 100}) {
@@ -135,18 +142,12 @@ TEST_F(CudaLinears, LargeMatricesHaveTheSameBitsInAnyCompany) {
 // one slice of columns, and of many groups and slices, which leave a block several units each.
 TEST_F(CudaLinears, BlocksOfAWaveTakeSeveralUnits) {
   reserve_long(gpu());
-  struct Shape {
-    std::int64_t rows, cols, groups;
-  };
   for (const Shape& s : {Shape{34000, 144, 1}, Shape{16 * 320, 7200, 16}}) {
     RandomMatrix w(kMatrixKinds[kFp8], s.rows, s.cols, 81);
     const auto packed = gpu().pack_linear(w.view());
-    const std::int64_t width = s.groups * s.cols;
-    const std::vector<float> x = Random(82).normals(64 * width);
+    const std::vector<float> x = Random(82).normals(64 * s.groups * s.cols);
     const auto first_of = [&](std::int64_t count) {
-      return rows_of(
-          linear_product(gpu(), *packed, count, s.groups, rows_of(x, 0, count, width), kF16), 0, 5,
-          s.rows);
+      return first_rows(gpu(), *packed, s.groups, x, kF16, count, 5);
     };
     const std::vector<float> some = first_of(5);
     for (const std::int64_t count : {17, 32, 33, 64}) {

@@ -140,11 +140,11 @@ class CudaOps final : public Ops {
   Buffer index_scores_;
   std::int64_t index_score_rows_ = 0;
 
-  Buffer step_latents_;    // scratch of attend: F16 [T, n]
-  Buffer parked_sums_;     // and attend_parked_bytes()
-  Buffer linear_scratch_;  // split or quantised inputs of steps with many rows, sums of slices
-  Buffer linear_meetings_;
-  Buffer rounded_inputs_;  // F32, of linears with FP8 activations in short steps
+  Buffer step_latents_;     // scratch of attend: F16 [T, n]
+  Buffer parked_sums_;      // and attend_parked_bytes()
+  Buffer linear_scratch_;   // split or quantised inputs of steps with many rows, sums of slices
+  Buffer linear_meetings_;  // and counts of blocks that have come
+  Buffer rounded_inputs_;   // F32, of linears with FP8 activations in short steps
 
   // Scratch of experts(), by slot = t * k + i.
   struct ExpertScratch {

@@ -64,7 +64,8 @@ struct LinearInputs {
   int slices = 0;  // of the columns
 };
 
-/// Where blocks that share an output meet; zero at first, and left as the next launch needs it.
+/// Where blocks meet that share inputs or an output; zero at first, and left as the next launch
+/// needs it.
 struct alignas(128) LinearMeeting {
   std::uint32_t arrivals;
 };

@@ -2,12 +2,10 @@
 #include "backends/cuda/launch/linear_wave.h"
 
 #include <algorithm>
-#include <cstdint>
 
 namespace quatrain::cuda {
 namespace {
 
-constexpr int kSliceColumns = kSliceBlocks * kLinearBlock;
 /// Up to here linear_narrow.cu is as fast, but where a block has more units than groups of warps:
 /// there its tiles would take two rounds.
 constexpr int kFewTokens = 32;
@@ -17,17 +15,14 @@ constexpr int kUnitsForBf16 = 8;
 /// Blocks that split the inputs of a slice, at least where there are some left.
 constexpr int kSplittingTiles = 8;
 
-/// What a block of a part reads, in bytes: the split inputs, and weights.
-std::int64_t block_bytes(const LinearWave& args, const WavePart& part, int tokens, int tiles) {
-  const int columns = std::min(args.cols, kSliceColumns);
-  const std::int64_t inputs = tokens * (part.kind == LinearKind::kFp8Rounded ? 2 : 4);
-  const std::int64_t weights =
-      ceil_div(part.units, tiles) * kUnitRows * (part.kind == LinearKind::kBf16 ? 2 : 1);
-  return columns * (inputs + weights);
+/// What a block of a part reads for each column, in bytes: the split inputs, and weights.
+int column_bytes(const WavePart& part, int tokens, int tiles) {
+  const bool is_fp8 = part.kind == LinearKind::kFp8Rounded;
+  return tokens * (is_fp8 ? 2 : 4) + ceil_div(part.units, tiles) * kUnitRows * (is_fp8 ? 1 : 2);
 }
 
 /// Shares `tiles` tiles out so that the busiest block reads least.
-bool share_out(const LinearWave& args, int tiles, WaveCut& cut) {
+bool share_tiles(const LinearWave& args, int tiles, WaveCut& cut) {
   int left = tiles;
   for (int p = 0; p < args.parts; ++p) {
     cut.tiles[p] = ceil_div(args.part[p].units, kMostUnits);
@@ -35,10 +30,9 @@ bool share_out(const LinearWave& args, int tiles, WaveCut& cut) {
   }
   if (left < 0) return false;
   for (;;) {
-    int busiest = 0;
-    std::int64_t most = 0;
+    int busiest = 0, most = 0;
     for (int p = 0; p < args.parts; ++p) {
-      const std::int64_t bytes = block_bytes(args, args.part[p], cut.tokens, cut.tiles[p]);
+      const int bytes = column_bytes(args.part[p], cut.tokens, cut.tiles[p]);
       if (bytes > most) {
         most = bytes;
         busiest = p;
@@ -70,7 +64,7 @@ WaveCut wave_cut(const LinearWave& args, int multiprocessors) {
   }
   if (bf16_units * kUnitsForBf16 > units) return {};
   WaveCut cut{.tokens = args.tokens > kFewTokens ? kMostWaveTokens : kFewTokens};
-  if (!share_out(args, multiprocessors / (args.slices * args.groups), cut)) return {};
+  if (!share_tiles(args, multiprocessors / (args.slices * args.groups), cut)) return {};
   int most = 0;  // units of a block
   for (int p = 0; p < args.parts; ++p)
     most = std::max(most, ceil_div(args.part[p].units, cut.tiles[p]));

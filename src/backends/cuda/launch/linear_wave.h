@@ -38,8 +38,8 @@ struct LinearWave : LinearInputs {
   Divisor slice_of{};      // the slices of the columns
   int tiles = 0;           // of a group, of all parts
   float4* sums = nullptr;  // [blocks][units][token tiles of 8][threads of a warpgroup]
-  LinearMeeting* meetings =
-      nullptr;  // [2][blocks]: of inputs, by group and slice; of sums, by tile
+  // [2][blocks]: of inputs, by group and slice; of sums, by tile
+  LinearMeeting* meetings = nullptr;
 };
 
 /// Tokens that blocks have room for, 0 where the launch has no cut; of each part, among how many
