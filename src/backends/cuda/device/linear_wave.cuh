@@ -144,21 +144,22 @@ __device__ inline void split_share(const LinearWave& args, const Share& share, i
         of, item(i) % kTokens,
         part.blobs + Blob::offset(0, share.group, args.groups, block_of(i), all_blocks));
   };
-  load(0);
-  meanwhile();
 #pragma unroll 1
-  for (int first = 0; item(first) < items; first += kAtOnce) {
-    if (first > 0) load(first);
-#pragma unroll
-    for (int i = first; i < first + kAtOnce; ++i) {
-      if (item(i) >= items) break;
+  for (int first = 0; first == 0 || item(first) < items; first += kAtOnce) {
+    load(first);
+    if (first == 0) meanwhile();
+      // In a loop, of whose code there is one copy for each kind.
+#pragma unroll 1
+    for (int i = first; i < first + kAtOnce && item(i) < items; ++i) {
 #pragma unroll 1
       for (int p = 0; p < args.parts; ++p) {
         if (args.part[p].kind == LinearKind::kBf16)
-          split.template operator()<LinearKind::kBf16>(args.part[p], i, x[i - first]);
+          split.template operator()<LinearKind::kBf16>(args.part[p], i, x[0]);
         else
-          split.template operator()<LinearKind::kFp8Rounded>(args.part[p], i, x[i - first]);
+          split.template operator()<LinearKind::kFp8Rounded>(args.part[p], i, x[0]);
       }
+#pragma unroll
+      for (int j = 0; j + 1 < kAtOnce; ++j) x[j] = x[j + 1];
     }
   }
 }
