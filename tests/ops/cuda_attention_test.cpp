@@ -373,6 +373,23 @@ TEST_F(CudaAttend, DecodingAtTheSizesOfFlashKeepsItsBitsInAnyBatch) {
   expect_same(rows_of(run(gpu(), a, {{1, 9, 1}, {2, 1000, 40}, {-1, 0, 1}}), 1, 40, width), prompt);
 }
 
+// Few rows have a kernel of their own: with rows of few and of many tiles, heads that do not fill a
+// block, and a sequence that brings several rows.
+TEST_F(CudaAttend, FewRowsHaveTheBitsOfMany) {
+  for (const Attention a : {Attention{64, 512, 128, 4, 512}, Attention{64, 512, 128, 128, 0},
+                            Attention{64, 512, 128, 4, 0}, Attention{70, 512, 20, 4, 100}}) {
+    const std::int64_t width = a.heads * a.width;
+    for (const std::int64_t position : {0, 5, 63, 130, 1025, 4500, 5117}) {
+      SCOPED_TRACE(::testing::Message()
+                   << a.heads << " heads, ratio " << a.ratio << ", position " << position);
+      const auto few = run(gpu(), a, {{1, position, 3}, {-1, 0, 1}});
+      const auto many = run(gpu(), a, {{0, 900, 1}, {1, position, 3}, {3, 64, 70}});
+      expect_same(rows_of(many, 1, 3, width), rows_of(few, 0, 3, width));
+      expect_same(rows_of(few, 3, 1, width), std::vector<float>(static_cast<std::size_t>(width)));
+    }
+  }
+}
+
 TEST_F(CudaAttend, KeepsItsBitsForAnyChunksAndBatchMates) {
   const Attention a = {10, 128, 16, 4, 12};
   const std::int64_t width = a.heads * a.width;

@@ -169,46 +169,60 @@ __device__ uint4 decode(const RawChunk& raw, Source source, int chunk) {
   return bf16_to_f16(raw.low);
 }
 
+// Where a lane's first chunk of a key of this warp goes in a stage; its second, of the upper half
+// of the columns, goes kUpperHalf behind.
+__device__ inline unsigned char* place_of_key(unsigned char* stage, int key) {
+  static_assert(kKeysPerWarp == 8, "the swizzle is that of the key's number in its warp");
+  return stage + lane_id() / 8 * kPanelBytes + warp_id() * kKeysPerWarp * kPanelRowBytes +
+         panel_offset(key, lane_id() % 8);
+}
+inline constexpr int kUpperHalf = kWarp / 8 * kPanelBytes;
+
+// `kCount` keys by way of registers; lane first + j knows the source of key j of the warp.
+template <CacheFormat kFormat, int kCount>
+__device__ void convert_keys(Source own, int first, int key, unsigned char* stage) {
+  const int chunk = lane_id();
+  Source sources[kCount];
+  RawChunk raw[kCount][2];
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    sources[j] = __shfl_sync(kAllLanes, own, first + key + j);
+    raw[j][0] = fetch<kFormat>(sources[j], chunk);
+    raw[j][1] = fetch<kFormat>(sources[j], chunk + kWarp);
+  }
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    unsigned char* to = place_of_key(stage, key + j);
+    *reinterpret_cast<uint4*>(to) = decode<kFormat>(raw[j][0], sources[j], chunk);
+    *reinterpret_cast<uint4*>(to + kUpperHalf) =
+        decode<kFormat>(raw[j][1], sources[j], chunk + kWarp);
+  }
+}
+
 // The keys of this warp into a stage; lane first + j knows the source of key j. A lane copies the
 // chunks `lane` and `lane + 32` of every key.
 template <CacheFormat kFormat>
 __device__ void load_keys(Source own, int first, unsigned char* stage) {
-  static_assert(kKeysPerWarp == 8, "the swizzle is that of the key's number in its warp");
-  constexpr int kBatch = 4;  // rows on their way through registers
-  constexpr int kHalf = kWarp / 8 * kPanelBytes;
-  const int chunk = lane_id();
-  unsigned char* to = stage + chunk / 8 * kPanelBytes + warp_id() * kKeysPerWarp * kPanelRowBytes;
-  const bool is_direct = lane_id() / kKeysPerWarp != first / kKeysPerWarp || own == 0 ||
-                         (own & kF16Tag) != 0 ||
-                         (kFormat == CacheFormat::kF16 && (own & kStepTag) == 0);
-  if (__all_sync(kAllLanes, is_direct)) {
+  constexpr int kAtOnce = 4;  // rows on their way through registers
+  const bool is_direct =
+      own == 0 || (own & kF16Tag) != 0 || (kFormat == CacheFormat::kF16 && (own & kStepTag) == 0);
+  unsigned converted = __ballot_sync(kAllLanes, !is_direct) >> first & ((1u << kKeysPerWarp) - 1);
+  if (kFormat != CacheFormat::kF16 && converted != 0) {
+#pragma unroll
+    for (int key = 0; key < kKeysPerWarp; key += kAtOnce)
+      convert_keys<kFormat, kAtOnce>(own, first, key, stage);
+  } else {
 #pragma unroll
     for (int key = 0; key < kKeysPerWarp; ++key) {
       const Source source = __shfl_sync(kAllLanes, own, first + key);
-      const std::uint32_t at = shared_address(to + panel_offset(key, chunk % 8));
-      const auto* from = reinterpret_cast<const uint4*>(source & ~kTags) + chunk;
+      if ((converted >> key & 1) != 0) continue;
+      const std::uint32_t at = shared_address(place_of_key(stage, key));
+      const auto* from = reinterpret_cast<const uint4*>(source & ~kTags) + lane_id();
       copy16_or_zeros(at, from, source != 0);
-      copy16_or_zeros(at + kHalf, from + kWarp, source != 0);
+      copy16_or_zeros(at + kUpperHalf, from + kWarp, source != 0);
     }
-    commit_copies();
-    return;
-  }
-#pragma unroll
-  for (int begin = 0; begin < kKeysPerWarp; begin += kBatch) {
-    Source sources[kBatch];
-    RawChunk raw[kBatch][2];
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      sources[j] = __shfl_sync(kAllLanes, own, first + begin + j);
-      raw[j][0] = fetch<kFormat>(sources[j], chunk);
-      raw[j][1] = fetch<kFormat>(sources[j], chunk + kWarp);
-    }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      auto* at = reinterpret_cast<uint4*>(to + panel_offset(begin + j, chunk % 8));
-      at[0] = decode<kFormat>(raw[j][0], sources[j], chunk);
-      at[kHalf / 16] = decode<kFormat>(raw[j][1], sources[j], chunk + kWarp);
-    }
+    for (; converted != 0; converted &= converted - 1)
+      convert_keys<kFormat, 1>(own, first, __ffs(static_cast<int>(converted)) - 1, stage);
   }
   commit_copies();
 }

@@ -7,15 +7,14 @@
 
 #include "backends/cuda/device/latent_keys.cuh"
 #include "backends/cuda/device/latent_queries.cuh"
+#include "backends/cuda/device/latent_results.cuh"
 #include "backends/cuda/device/row_math.cuh"
 #include "backends/cuda/device/wgmma_f16.cuh"
 #include "backends/cuda/launch/attention.h"
 
 namespace quatrain::cuda::latent {
 
-inline constexpr int kThreads = kWarps * kWarp;
 inline constexpr int kGroupWarps = kWarps / 2;
-inline constexpr int kOutStride = kWidth + 8;
 inline constexpr int kSourceTiles = kWarp / kKeysPerWarp;  // whose keys a warp looks up at once
 
 struct Shared {
@@ -36,15 +35,6 @@ struct Shared {
 };
 static_assert(kHeads == kTileKeys, "queries and keys have panels of one size");
 static_assert(sizeof(float) * kHeads * kOutStride <= 2 * kTileBytes + kHeads * kPanelRowBytes);
-
-// The rotations of the row's queries and those that its output undoes; a barrier must follow before
-// they are used.
-__device__ inline void find_turns(const AttendArgs& args, int r, Shared& shared) {
-  for (int p = static_cast<int>(threadIdx.x); p < args.pairs; p += kThreads) {
-    shared.turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], true);
-    shared.query_turns[p] = rotation(args.batch.positions[r], args.inv_freq[p], false);
-  }
-}
 
 // ---- softmax and sums of a range of tiles ----
 
@@ -92,7 +82,7 @@ __device__ inline void weigh(Shared& shared, const float (&scores)[16], int pres
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const int key = 32 * group_id() + i / 4 * 8 + 2 * (lane_id() % 4) + i % 2;
-    scaled[i] = key < present ? scores[i] * scale : -INFINITY;
+    scaled[i] = key < present ? __fmul_rn(scores[i], scale) : -INFINITY;
     best[i / 2 % 2] = fmaxf(best[i / 2 % 2], scaled[i]);
   }
   float factor[2];
@@ -110,14 +100,13 @@ __device__ inline void weigh(Shared& shared, const float (&scores)[16], int pres
     factor[h] = exp2f(sums.largest[h] - largest);
     grows |= factor[h] != 1.0f && sums.largest[h] != -INFINITY;
     sums.largest[h] = largest;
-    sums.total[h] *= factor[h];
   }
 #pragma unroll
   for (int i = 0; i < 16; i += 2) {
     const int h = i / 2 % 2;
     const float a = exp2f(scaled[i] - sums.largest[h]);
     const float b = exp2f(scaled[i + 1] - sums.largest[h]);
-    sums.total[h] += a + b;
+    sums.total[h] = fmaf(sums.total[h], i < 4 ? factor[h] : 1.0f, __fadd_rn(a, b));
     const int chunk = 4 * group_id() + i / 4;
     *reinterpret_cast<std::uint32_t*>(shared.weights + panel_offset(first_row() + 8 * h, chunk) +
                                       4 * (lane_id() % 4)) = f16_pair(a, b);

@@ -19,6 +19,13 @@ __device__ inline void ldmatrix_x4(std::uint32_t (&r)[4], const __nv_bfloat16* r
   ldmatrix_x4(r, static_cast<std::uint32_t>(__cvta_generic_to_shared(row)));
 }
 
+/// As ldmatrix_x4, each matrix transposed.
+__device__ inline void ldmatrix_x4_transposed(std::uint32_t (&r)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row));
+}
+
 /// d += a b with a [16, 16] row-major, b [16, 8] column-major, d [16, 8] in FP32: lane l holds
 /// d[l / 4][2 (l % 4) + {0, 1}] in d[0], d[1] and the same of row + 8 in d[2], d[3].
 __device__ inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,

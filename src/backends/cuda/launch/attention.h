@@ -87,6 +87,12 @@ inline bool has_attend_latent(const AttendArgs& args) {
 /// As attend, for width kLatentWidth and caches that are not FP32: queries, keys and weights are
 /// rounded to F16, sums are FP32. Of the selected entries the first min(topk, visible) are read.
 void attend_latent(const AttendArgs& args, cudaStream_t stream);
+/// Heads of a block of attend_latent_few().
+inline constexpr int kFewHeads = 16;
+/// The part of attend_latent() for layers with compressed entries and few rows, the tiles of each
+/// cut into 2 or 4 parts: rows of sequences that bring few to the step, and padding. `scale` makes
+/// products logits in units of log 2.
+void attend_latent_few(const AttendArgs& args, int parts, float scale, cudaStream_t stream);
 /// What attend_latent() needs of scratch whatever the step.
 std::int64_t attend_parked_bytes();
 

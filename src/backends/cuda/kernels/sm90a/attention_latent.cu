@@ -13,12 +13,11 @@
 // combine parts through each other's shared memory. Every other row takes one block: a window has
 // but two tiles. Which tiles are a part and the order of the sums depend on the layer, the reserved
 // context and the row alone, so its bits are the same in any batch.
-#include <cooperative_groups.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/latent_results.cuh"
 #include "backends/cuda/device/latent_sums.cuh"
 #include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/launch.h"
@@ -36,17 +35,6 @@ constexpr int kConvertedRows = 65;  // of a step; fewer convert their latents th
 constexpr int kMostParking = 66;    // clusters of two
 
 // ---- results ----
-
-// Columns column, column + 1 of the output; column is even.
-__device__ float2 turned(const AttendArgs& args, const Shared& shared, int column, float a,
-                         float b) {
-  float pair[2] = {a, b};
-  const int p = column / 2 - (kWidth / 2 - args.pairs);
-  if (p >= 0) rotate_pair(pair, shared.turns[p]);
-  return {pair[0], pair[1]};
-}
-
-constexpr float kLog2e = 1.4426950408889634f;
 
 // Both halves' totals of this thread's rows.
 __device__ void join_totals(Shared& shared, const Sums& sums, float (&totals)[2]) {
@@ -92,13 +80,6 @@ __device__ void finish_row(const AttendArgs& args, Shared& shared, const Sums& s
     }
 }
 
-// Where the first part of a block of a cluster leaves its sums, as Shared::out.
-__device__ float (*parked(const AttendArgs& args, int rank))[kOutStride] {
-  const auto cluster = static_cast<int>(blockIdx.z * gridDim.y + blockIdx.y);
-  return reinterpret_cast<float(*)[kOutStride]>(args.parked) +
-         static_cast<std::int64_t>(cluster * 2 + rank) * kHeads;
-}
-
 // Leaves the sums of a part at `to`, where the other blocks of the cluster can read them.
 __device__ void publish(Shared& shared, const Sums& sums, int heads, int part,
                         float (*to)[kOutStride]) {
@@ -122,78 +103,10 @@ __device__ void publish(Shared& shared, const Sums& sums, int heads, int part,
   }
 }
 
-// out = the sums of all parts of this block's share of the heads; every block has kOwn of them. A
-// warp has a head at a time and asks for all that it needs of the other blocks at once: they answer
-// slowly.
-template <int kParts, int kOwn>
-__device__ void combine(const AttendArgs& args, Shared& shared, int rank, int heads,
-                        const float* sinks, float* out) {
-  constexpr int kRanks = kParts / kOwn;
-  constexpr int kFours = kWidth / (4 * kWarp);
-  auto cluster = cooperative_groups::this_cluster();
-  for (int row = rank + warp_id() * kRanks; row < heads; row += latent::kWarps * kRanks) {
-    float largest[kParts], total[kParts];
-    float4 parts[kParts][kFours];
-#pragma unroll
-    for (int s = 0; s < kParts; ++s) {
-      const Shared& block = *cluster.map_shared_rank(&shared, s / kOwn);
-      largest[s] = block.part_largest[s % kOwn][row];
-      total[s] = block.part_total[s % kOwn][row];
-#pragma unroll
-      for (int p = 0; p < kFours; ++p) {
-        const int column = 4 * (p * kWarp + lane_id());
-        if (s % kOwn == kOwn - 1)
-          parts[s][p] = *reinterpret_cast<const float4*>(&block.out[row][column]);
-        else
-          parts[s][p] =
-              __ldcg(reinterpret_cast<const float4*>(&parked(args, s / kOwn)[row][column]));
-      }
-    }
-    float best = sinks[row] * kLog2e;
-#pragma unroll
-    for (int s = 0; s < kParts; ++s) best = fmaxf(best, largest[s]);
-    float divisor = exp2f(sinks[row] * kLog2e - best);
-    float4 sum[kFours] = {};
-#pragma unroll
-    for (int s = 0; s < kParts; ++s) {
-      const float weight = exp2f(largest[s] - best);
-      divisor = fmaf(weight, total[s], divisor);
-      if (total[s] == 0) continue;  // a part without keys has left no sums
-#pragma unroll
-      for (int p = 0; p < kFours; ++p) {
-        sum[p].x = fmaf(weight, parts[s][p].x, sum[p].x);
-        sum[p].y = fmaf(weight, parts[s][p].y, sum[p].y);
-        sum[p].z = fmaf(weight, parts[s][p].z, sum[p].z);
-        sum[p].w = fmaf(weight, parts[s][p].w, sum[p].w);
-      }
-    }
-    const float factor = 1.0f / divisor;
-#pragma unroll
-    for (int p = 0; p < kFours; ++p) {
-      const int column = 4 * (p * kWarp + lane_id());
-      const float2 low = turned(args, shared, column, sum[p].x * factor, sum[p].y * factor);
-      const float2 high = turned(args, shared, column + 2, sum[p].z * factor, sum[p].w * factor);
-      *reinterpret_cast<float4*>(out + row * kWidth + column) = {low.x, low.y, high.x, high.y};
-    }
-  }
-}
-
 // ---- kernels ----
 
 __host__ __device__ bool has_entries(const AttendArgs& args) {
   return args.entries.rows.data != nullptr;
-}
-
-// Zeros for padding: of `threads` threads, this block's are those from `first` on.
-__device__ void clear(float* out, int heads, int first, int threads) {
-  for (int i = first + static_cast<int>(threadIdx.x); i < heads * kWidth; i += threads) out[i] = 0;
-}
-
-// The latent of row r, which is no padding, to its place in the ring.
-__device__ void store_latent(const AttendArgs& args, int r) {
-  const std::int64_t row =
-      std::int64_t{args.batch.slots[r]} * args.window + args.batch.positions[r] % args.window;
-  store_row(args.ring, row, args.latents + std::int64_t{r} * kWidth);
 }
 
 // Rows that are not split; in layers without entries all of them, and padding.
@@ -261,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (args.stores && rank == kRanks - 1 && head == 0) store_latent(args, r);
     cooperative_groups::this_cluster().sync();
-    combine<kParts, kOwn>(args, shared, rank, heads, args.sinks + head, args.out + at);
+    combine<kParts, kOwn, 1>(args, shared, rank, heads, args.sinks + head, args.out + at);
     cooperative_groups::this_cluster().sync();  // before the next row overwrites the sums
   }
 }
@@ -282,7 +195,7 @@ __global__ void __launch_bounds__(kChunks) convert_step_kernel(AttendArgs args) 
 // block.
 int heads_per_block(const AttendArgs& args, int at_once) {
   int heads = kHeads;
-  while (heads > kHeads / 4 && args.batch.rows * ceil_div(args.heads, heads / 2) <= at_once)
+  while (heads > kFewHeads && args.batch.rows * ceil_div(args.heads, heads / 2) <= at_once)
     heads /= 2;
   return heads;
 }
@@ -316,6 +229,7 @@ template <CacheFormat kFormat, int kParts>
 void launch_split(const AttendArgs& args, float scale, cudaStream_t stream) {
   using Wide = Split<kFormat, kParts, 1>;
   const int heads = heads_per_block(args, Wide::at_once());
+  if (heads == kFewHeads) return attend_latent_few(args, kParts, scale, stream);
   if constexpr (kParts == 4) {
     using Narrow = Split<kFormat, kParts, 2>;
     // No more clusters than find room for what they park.
