@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/latent_keys.cuh"
 #include "backends/cuda/device/latent_queries.cuh"
 #include "backends/cuda/device/latent_results.cuh"
@@ -168,6 +169,7 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
       wait_copies<0>();
     fence_operands();
     __syncthreads();  // the tile is there, and the other stage and the weights have been used
+    if (tile == begin) let_next_start();
     float scores[16];
     begin_scores(shared, stage, scores);
     if (tile > begin && tile + 1 < end) {

@@ -47,7 +47,6 @@ __global__ void __launch_bounds__(kThreads) route_kernel(RouteArgs args) {
   __shared__ float scores[kPerLane * kWarp];
   __shared__ unsigned keys[kPerLane * kWarp];
   constexpr int kPerThread = (kPerLane * kWarp + kThreads - 1) / kThreads;
-  let_next_start();
   const long long t = blockIdx.x;
   const int lane = lane_id();
   int id = 0;
@@ -63,6 +62,7 @@ __global__ void __launch_bounds__(kThreads) route_kernel(RouteArgs args) {
     }
   }
   wait_for_previous();
+  let_next_start();
   const float* logits = args.logits + t * args.experts;
 #pragma unroll
   for (int j = 0; j < kPerThread; ++j) {

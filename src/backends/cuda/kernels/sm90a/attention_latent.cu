@@ -114,7 +114,6 @@ template <CacheFormat kFormat>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_row_kernel(AttendArgs args, int heads_per_block, float scale) {
   extern __shared__ __align__(1024) unsigned char raw[];
-  let_next_start();
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   const int r = static_cast<int>(blockIdx.y);
   const int head = static_cast<int>(blockIdx.x) * heads_per_block;
@@ -143,7 +142,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     attend_split_kernel(AttendArgs args, int heads_per_block, float scale) {
   extern __shared__ __align__(1024) unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
-  let_next_start();
   constexpr int kRanks = kParts / kOwn;
   const int rank = static_cast<int>(blockIdx.x);
   const int head = static_cast<int>(blockIdx.y) * heads_per_block;

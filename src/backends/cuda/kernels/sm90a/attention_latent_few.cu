@@ -263,7 +263,6 @@ template <CacheFormat kFormat, int kParts>
 __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(AttendArgs args, float scale) {
   extern __shared__ __align__(1024) unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
-  let_next_start();
   const int part = static_cast<int>(blockIdx.x);
   const int head = static_cast<int>(blockIdx.y) * kRows;
   const int heads = min(kRows, args.heads - head);
@@ -293,6 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(AttendArgs args
     __syncthreads();
     sums.load_queries();
     tiles.fill();
+    let_next_start();
 #pragma unroll 1
     for (int tile = begin; tile < end; ++tile)
       sums.add(tiles.wait(), keys.count - tile * kTileKeys, scale);

@@ -63,7 +63,6 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
     hc_pre_norm_kernel(const __grid_constant__ HcPreNormArgs args, int slice) {
   __shared__ Shared shared;
   extern __shared__ __align__(16) float unit_weights[];  // UnitWeights of every warp of channels
-  let_next_start();
   const HcPreArgs& site = args.pre;
   const int blocks = static_cast<int>(cluster_size());
   const int rank = static_cast<int>(cluster_rank());
@@ -112,6 +111,7 @@ __global__ void __launch_bounds__((kMostUnits + 1) * kWarp, 1)
     if constexpr (kOneToken) await_unit();
     shared.units[warp_id()][lane_id()] = unit_values(channel, v);
     named_sync(kPartsBarrier, units * kWarp);
+    let_next_start();  // all that this kernel reads has come
     float sum = 0;
     for (int u = 0; u < units; ++u) sum += shared.units[u][lane_id()];
     if (lane_id() < kValues)

@@ -108,7 +108,6 @@ __global__ void __launch_bounds__((kMaxCollapseWarps + 1) * kWarp, 1)
     hc_collapse_kernel(const __grid_constant__ HcPreNormArgs args, int ranks, int units_per_rank) {
   __shared__ float slices[kMaxRanks][kWarp];
   __shared__ float squares[kMaxRanks * kMaxUnits];
-  let_next_start();
   const HcPreArgs& site = args.pre;
   const std::int64_t t = blockIdx.x, width = site.width;
   const int units = ranks * units_per_rank, warps = warps_in_block() - 1;
@@ -130,6 +129,7 @@ __global__ void __launch_bounds__((kMaxCollapseWarps + 1) * kWarp, 1)
     slices[r][lane_id()] = sum;
   }
   __syncthreads();  // the parts have been read
+  let_next_start();
   const float mix = mix_of(slices, site, ranks, scales);
   if (warp_id() == warps) return balance(site, t, mix);
   const float pre = sigmoid(mix) + site.hc_eps;

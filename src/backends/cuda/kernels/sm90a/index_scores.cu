@@ -248,7 +248,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     index_scores_kernel(IndexSelectArgs args, int first_row, float scale) {
   extern __shared__ unsigned char raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
-  let_next_start();
   const int r = first_row + static_cast<int>(blockIdx.x);
   const int slot = args.batch.slots[r];
   const int visible = slot < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
@@ -265,6 +264,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   loader.fetch(args, begin, visible, shared.keys[0]);
   load_queries(shared, args, r, scale);
   loader.store(shared.keys[0]);
+  let_next_start();
   for (int stage = 0; begin < visible; begin += step, stage ^= 1) {
     const bool has_next = begin + step < visible;
     if (has_next) loader.find(args, table, begin + step, visible);

@@ -175,13 +175,13 @@ __device__ void compact(Shared& shared, const float* scores, int begin, int end,
 
 __global__ void __launch_bounds__(kThreads) top_k_kernel(IndexSelectArgs args, int first_row) {
   __shared__ Shared shared;
-  let_next_start();
   const int r = first_row + static_cast<int>(blockIdx.y);
   int* selected = args.selected + std::int64_t{r} * args.topk;
   const int visible = args.batch.slots[r] < 0 ? 0 : (args.batch.positions[r] + 1) / args.keys.ratio;
   const int rank = static_cast<int>(blockIdx.x);
   const int blocks = visible <= kScoresPerBlock ? 1 : static_cast<int>(gridDim.x);
   wait_for_previous();
+  let_next_start();
   if (rank >= blocks) return;
   if (visible <= args.topk) {
     for (int i = rank * kThreads + static_cast<int>(threadIdx.x); i < args.topk;
