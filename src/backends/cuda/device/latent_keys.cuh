@@ -16,7 +16,8 @@ inline constexpr int kTileKeys = 64;
 inline constexpr int kFewRows = 4;  // of a sequence in a step: a decode step
 inline constexpr int kWarps = 8;    // of a block
 inline constexpr int kKeysPerWarp = kTileKeys / kWarps;
-inline constexpr int kChunks = kWidth / 8;  // of 16 bytes in a row
+inline constexpr int kSourceTiles = kWarp / kKeysPerWarp;  // whose keys a warp looks up at once
+inline constexpr int kChunks = kWidth / 8;                 // of 16 bytes in a row
 inline constexpr int kPanelBytes = kTileKeys * kPanelRowBytes;
 inline constexpr int kTileBytes = kWidth / kPanelColumns * kPanelBytes;
 

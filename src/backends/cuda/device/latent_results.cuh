@@ -14,9 +14,20 @@
 namespace quatrain::cuda::latent {
 
 inline constexpr int kThreads = kWarps * kWarp;
-inline constexpr int kHeads = 64;  // of a block, at most
+inline constexpr int kGroupWarps = kWarps / 2;  // whose keys are summed up together
+inline constexpr int kHeads = 64;               // of a block, at most
 inline constexpr int kOutStride = kWidth + 8;
 inline constexpr float kLog2e = 1.4426950408889634f;
+
+/// Over the four lanes that have a row of sums together.
+__device__ inline float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
 
 /// The rotations of the row's queries and those that its output undoes; a barrier must follow
 /// before they are used.

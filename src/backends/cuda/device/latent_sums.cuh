@@ -15,9 +15,6 @@
 
 namespace quatrain::cuda::latent {
 
-inline constexpr int kGroupWarps = kWarps / 2;
-inline constexpr int kSourceTiles = kWarp / kKeysPerWarp;  // whose keys a warp looks up at once
-
 struct Shared {
   unsigned char q[kTileBytes];
   union {
@@ -46,15 +43,6 @@ struct Sums {
   float largest[2];
   float total[2];  // of the keys that this thread weighs
 };
-
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
-}
 
 __device__ inline int group_id() { return warp_id() / kGroupWarps; }
 // First of the two rows of this thread.

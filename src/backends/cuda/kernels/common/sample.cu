@@ -9,7 +9,9 @@
 #include <cooperative_groups.h>
 
 #include "backends/cuda/cuda_check.h"
+#include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/sample.h"
 
 namespace quatrain::cuda {
@@ -320,9 +322,20 @@ __device__ u64 load_keys(Row& row, const float* logits, const SlotSampling& p,
                          const std::uint32_t* counts, bool adjusted, bool suppress) {
   auto* values = reinterpret_cast<float*>(row.keys);
   u64 first = kNoKey;
-  for (int i = static_cast<int>(threadIdx.x); i < row.count; i += kThreads) {
-    values[i] = logits[row.begin + i];
-    if (is_unusable_logit(values[i])) first = 0;
+  constexpr int kAtOnce = 8;  // of a thread, on their way
+  for (int begin = static_cast<int>(threadIdx.x); begin < row.count; begin += kAtOnce * kThreads) {
+    float x[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = begin + j * kThreads;
+      x[j] = i < row.count ? logits[row.begin + i] : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = begin + j * kThreads;
+      if (i < row.count) values[i] = x[j];
+      if (is_unusable_logit(x[j])) first = 0;
+    }
   }
   if (adjusted) adjust(row, values, p, counts, suppress);
   for (int i = static_cast<int>(threadIdx.x); i < row.count; i += kThreads) {
@@ -369,12 +382,14 @@ __device__ SampleStatus status_of(u64 first) {
   return logit_of(first) == -INFINITY ? SampleStatus::kNoCandidate : SampleStatus::kOk;
 }
 
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-    sample_kernel(SampleArgs args) {
+// Blocks in clusters of kCluster.
+__global__ void __launch_bounds__(kThreads, 1) sample_kernel(SampleArgs args) {
   extern __shared__ std::uint32_t keys[];  // [per_block]
   __shared__ Shared shared;
   const int r = static_cast<int>(blockIdx.x) / kCluster;
+  let_next_start();
   const int slot = args.slots[r];
+  wait_for_previous();
   if (slot < 0) return;  // the whole cluster
   const int rank = static_cast<int>(blockIdx.x) % kCluster;
   const int per_block = (args.vocab + kCluster - 1) / kCluster;
@@ -427,9 +442,12 @@ void prepare_sampling(std::int64_t vocab) {
 
 void sample(const SampleArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return;
-  sample_kernel<<<static_cast<unsigned>(args.rows * kCluster), kThreads, key_bytes(args.vocab),
-                  stream>>>(args);
-  QT_CUDA(cudaGetLastError());
+  launch(sample_kernel,
+         {.grid = static_cast<unsigned>(args.rows * kCluster),
+          .block = kThreads,
+          .shared = key_bytes(args.vocab),
+          .cluster_x = kCluster},
+         stream, args);
 }
 
 }  // namespace quatrain::cuda

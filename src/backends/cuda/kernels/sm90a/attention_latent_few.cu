@@ -26,8 +26,6 @@ constexpr int kRows = kFewHeads;
 constexpr int kStages = 3;
 constexpr int kSteps = kWidth / 16;                        // of a score's sum
 constexpr int kColumnTiles = kWidth / latent::kWarps / 8;  // of a warp
-constexpr int kSourceTiles = kWarp / kKeysPerWarp;         // whose keys a warp looks up at once
-constexpr int kGroupWarps = latent::kWarps / 2;            // whose keys are summed up together
 constexpr int kQueryPanelBytes = kRows * kPanelRowBytes;   // 64 columns of the queries
 static_assert(kRows == 16 && kKeysPerWarp == 8, "a product of 16 by 8");
 static_assert(kWidth == latent::kWarps * kPanelColumns, "a panel of columns to each warp");
@@ -48,14 +46,6 @@ struct Shared {
   float2 query_turns[kMostPairs];  // of the queries'
 };
 
-__device__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-__device__ float quad_sum(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
-}
 // A lane's two rows are this one and the one 8 further.
 __device__ int first_row() { return lane_id() / 4; }
 
