@@ -11,8 +11,9 @@
 // kFewTiles tiles, four. Each part is a block's of a cluster, or two are, one after the other,
 // where the chip could not hold all rows otherwise; the sums of the first wait in memory. Blocks
 // combine parts through each other's shared memory. Every other row takes one block: a window has
-// but two tiles. Which tiles are a part and the order of the sums depend on the layer, the reserved
-// context and the row alone, so its bits are the same in any batch.
+// but two tiles. Steps of so few rows that 16 heads to a block fit the chip at once have a kernel
+// of their own, attention_latent_few.cu. Which tiles are a part and the order of the sums depend on
+// the layer, the reserved context and the row alone, so its bits are the same in any batch.
 #include <algorithm>
 #include <cmath>
 
