@@ -158,7 +158,7 @@ __device__ void sum_tiles(const AttendArgs& args, Shared& shared, const RowKeys&
       wait_copies<0>();
     fence_operands();
     __syncthreads();  // the tile is there, and the other stage and the weights have been used
-    if (tile == begin) let_next_start();
+    if (tile == begin) let_next_start();  // which asks for weights behind the first keys
     float scores[16];
     begin_scores(shared, stage, scores);
     if (tile > begin && tile + 1 < end) {

@@ -144,11 +144,11 @@ __device__ inline void split_share(const LinearWave& args, const Share& share, i
         of, item(i) % kTokens,
         part.blobs + Blob::offset(0, share.group, args.groups, block_of(i), all_blocks));
   };
+  // Loops, so that there is one copy of the code for each kind.
 #pragma unroll 1
   for (int first = 0; first == 0 || item(first) < items; first += kAtOnce) {
     load(first);
     if (first == 0) meanwhile();
-      // In a loop, of whose code there is one copy for each kind.
 #pragma unroll 1
     for (int i = first; i < first + kAtOnce && item(i) < items; ++i) {
 #pragma unroll 1

@@ -27,6 +27,20 @@ enum class CacheFormat : std::uint8_t {
   kPackedIndexKey,  ///< core/packed_row.h
 };
 
+/// Calls f<format>() for a cache that is not FP32: kF16, kBf16, or kPacked, the packed one of its
+/// kind.
+template <CacheFormat kPacked, class F>
+void with_format(CacheFormat format, const F& f) {
+  switch (format) {
+    case CacheFormat::kBf16:
+      return f.template operator()<CacheFormat::kBf16>();
+    case kPacked:
+      return f.template operator()<kPacked>();
+    default:
+      return f.template operator()<CacheFormat::kF16>();
+  }
+}
+
 /// Rows that outlive a step. device/cache_rows.cuh reads and writes them.
 struct CacheRows {
   void* data = nullptr;

@@ -281,14 +281,8 @@ std::int64_t attend_parked_bytes() {
 
 void attend_latent(const AttendArgs& args, cudaStream_t stream) {
   if (args.batch.rows == 0) return;
-  switch (args.ring.format) {
-    case CacheFormat::kBf16:
-      return launch_format<CacheFormat::kBf16>(args, stream);
-    case CacheFormat::kPackedLatent:
-      return launch_format<CacheFormat::kPackedLatent>(args, stream);
-    default:
-      return launch_format<CacheFormat::kF16>(args, stream);
-  }
+  with_format<CacheFormat::kPackedLatent>(
+      args.ring.format, [&]<CacheFormat kFormat>() { launch_format<kFormat>(args, stream); });
 }
 
 }  // namespace quatrain::cuda

@@ -310,25 +310,15 @@ void launch_parts(const AttendArgs& args, float scale, cudaStream_t stream) {
   launch(kKernel, shape, stream, args, scale);
 }
 
-template <CacheFormat kFormat>
-void launch_format(const AttendArgs& args, int parts, float scale, cudaStream_t stream) {
-  if (parts == 2)
-    launch_parts<kFormat, 2>(args, scale, stream);
-  else
-    launch_parts<kFormat, 4>(args, scale, stream);
-}
-
 }  // namespace
 
 void attend_latent_few(const AttendArgs& args, int parts, float scale, cudaStream_t stream) {
-  switch (args.ring.format) {
-    case CacheFormat::kBf16:
-      return launch_format<CacheFormat::kBf16>(args, parts, scale, stream);
-    case CacheFormat::kPackedLatent:
-      return launch_format<CacheFormat::kPackedLatent>(args, parts, scale, stream);
-    default:
-      return launch_format<CacheFormat::kF16>(args, parts, scale, stream);
-  }
+  with_format<CacheFormat::kPackedLatent>(args.ring.format, [&]<CacheFormat kFormat>() {
+    if (parts == 2)
+      launch_parts<kFormat, 2>(args, scale, stream);
+    else
+      launch_parts<kFormat, 4>(args, scale, stream);
+  });
 }
 
 }  // namespace quatrain::cuda

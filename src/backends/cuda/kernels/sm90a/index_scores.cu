@@ -295,14 +295,9 @@ void launch_format(const IndexSelectArgs& args, int first_row, int rows, float s
 
 void index_scores_f16(const IndexSelectArgs& args, int first_row, int rows, float scale,
                       cudaStream_t stream) {
-  switch (args.keys.rows.format) {
-    case CacheFormat::kBf16:
-      return launch_format<CacheFormat::kBf16>(args, first_row, rows, scale, stream);
-    case CacheFormat::kPackedIndexKey:
-      return launch_format<CacheFormat::kPackedIndexKey>(args, first_row, rows, scale, stream);
-    default:
-      return launch_format<CacheFormat::kF16>(args, first_row, rows, scale, stream);
-  }
+  with_format<CacheFormat::kPackedIndexKey>(args.keys.rows.format, [&]<CacheFormat kFormat>() {
+    launch_format<kFormat>(args, first_row, rows, scale, stream);
+  });
 }
 
 }  // namespace quatrain::cuda
