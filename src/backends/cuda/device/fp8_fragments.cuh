@@ -21,8 +21,7 @@ __device__ inline uint2 fp8_table(int i) {
   }
   return table;
 }
-inline constexpr int kFp8TableBytes = 256;  // what a scale byte may reach
-static_assert(kFp8WindowBinades * 8 <= kFp8TableBytes);
+inline constexpr int kFp8TableBytes = kFp8WindowBinades * 8;
 
 /// What products of such codes lack: 2^(top − 6), from the scale word of any block of the row.
 __device__ inline float fp8_row_factor(std::uint32_t scales) {
@@ -30,11 +29,19 @@ __device__ inline float fp8_row_factor(std::uint32_t scales) {
   return __int_as_float((eight_tops << 20) + ((127 - 6) << 23));
 }
 
-/// The table of columns [32 i, 32 i + 32) of a slab; `tables` lie in shared memory. Of any bytes it
-/// reads some table's place, or one behind them.
-__device__ inline uint2 fp8_table_of(const uint2* tables, std::uint32_t scales, int i) {
-  const std::uint32_t place = scales >> (16 * i + 8) & 0xF8u;  // in bytes
-  return *reinterpret_cast<const uint2*>(reinterpret_cast<const char*>(tables) + place);
+/// The table at `place`, a multiple of 8 that a block's scales give, of those at the shared address
+/// `tables`.
+__device__ inline uint2 load_fp8_table(std::uint32_t tables, std::uint32_t place) {
+  uint2 table;
+  asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(table.x), "=r"(table.y) : "r"(tables + place));
+  return table;
+}
+
+/// Bytes of `table` by the nibbles of `places`, each below 8. __byte_perm() would mask them first.
+__device__ inline std::uint32_t select_bytes(uint2 table, std::uint32_t places) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(table.x), "r"(table.y), "r"(places));
+  return bytes;
 }
 
 /// Words of two atoms as E4M3: {row g, row g + 8} of the first atom, then of the second.
@@ -44,8 +51,8 @@ __device__ inline void decode_fp8_pair(std::uint32_t first, std::uint32_t second
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const std::uint32_t q = words[i], magnitudes = q & 0x77777777u;
-    a[2 * i] = __byte_perm(low.x, low.y, magnitudes) | (q & 0x80808080u);
-    a[2 * i + 1] = __byte_perm(high.x, high.y, magnitudes >> 16) | (q << 4 & 0x80808080u);
+    a[2 * i] = select_bytes(low, magnitudes) | (q & 0x80808080u);
+    a[2 * i + 1] = select_bytes(high, magnitudes >> 16) | (q << 4 & 0x80808080u);
   }
 }
 
@@ -58,8 +65,8 @@ __device__ inline void fp8_slab_atom_codes(const uint4& codes, int i, std::uint3
   for (int row = 0; row < 2; ++row) {
     const std::uint32_t from = row == 0 ? magnitudes : magnitudes >> 16;
     const std::uint32_t signs = (row == 0 ? q : q << 4) & 0x80808080u;
-    const std::uint32_t high = __byte_perm(0x3F3F3F00u, 0x40404040u, from) | signs;
-    const std::uint32_t low = __byte_perm(0xC0800000u, 0xC0804000u, from);
+    const std::uint32_t high = select_bytes({0x3F3F3F00u, 0x40404040u}, from) | signs;
+    const std::uint32_t low = select_bytes({0xC0800000u, 0xC0804000u}, from);
     a[row] = __byte_perm(low, high, 0x6240u);
     a[row + 2] = __byte_perm(low, high, 0x7351u);
   }

@@ -59,10 +59,17 @@ struct Slab {
   uint2 scales;
 };
 
+/// A lane's words of the four atoms.
+__device__ inline uint4 slab_codes(const std::uint8_t* chunk, int slab, int lane) {
+  return *reinterpret_cast<const uint4*>(chunk + slab * kSlabCodeBytes + lane * 16);
+}
+/// The scale bytes of rows g and g + 8, four each.
+__device__ inline const std::uint8_t* slab_scales(const std::uint8_t* chunk, int slab, int lane) {
+  return chunk + kChunkCodeBytes + slab * kSlabScaleBytes + lane / 4 * 8;
+}
 __device__ inline Slab load_slab(const std::uint8_t* chunk, int slab, int lane) {
-  return {*reinterpret_cast<const uint4*>(chunk + slab * kSlabCodeBytes + lane * 16),
-          *reinterpret_cast<const uint2*>(chunk + kChunkCodeBytes + slab * kSlabScaleBytes +
-                                          lane / 4 * 8)};
+  return {slab_codes(chunk, slab, lane),
+          *reinterpret_cast<const uint2*>(slab_scales(chunk, slab, lane))};
 }
 
 /// The codes of atom `i`, a constant after unrolling, as atom_codes() has them. What two atoms

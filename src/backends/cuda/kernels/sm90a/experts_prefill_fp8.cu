@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Routed experts with FP8 inputs for many tokens: one projection per launch, bound by the FP8
-// tensor cores.
+// Routed experts with FP8 inputs for many tokens: one projection per launch.
 //
 // As experts_prefill.cu: a tile is 256 packed rows of an expert times up to 112 of its tokens, two
 // warpgroups of 128 rows decode weights into registers, and a third one feeds them. Weights become
@@ -9,6 +8,9 @@
 // than FP32 has, are then added up in FP32, times the token's scale. A warpgroup does that for 64
 // rows at a time, having decoded the next ones meanwhile; the other warpgroup's products run while
 // it adds.
+//
+// Limits: instructions that decode and add, which hardly run beside products (neighbour_bench), and
+// loads from shared memory that wait for each other.
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/fp8_fragments.cuh"
 #include "backends/cuda/device/prefill_feed.cuh"
@@ -47,6 +49,10 @@ struct Multiplier {
   int turn;  // of the peaks
   const int warp = uniform_warp_id() % kMultiplyingWarps;
   const std::uint64_t operands = swizzled_operand(shared_address(shared.base + kTokensAt));
+  // Read from the first lane: with an address that is the same in all of them a load adds it by
+  // itself.
+  const std::uint32_t tables =
+      __shfl_sync(kAllLanes, shared_address(shared.base + kFp8TablesAt), 0);
 
   // Where the slabs of a block of rows start among those of a chunk.
   __device__ const std::uint8_t* packed_rows(int block, int& first_slab) const {
@@ -58,16 +64,17 @@ struct Multiplier {
   __device__ __forceinline__ void decode(int half, int block, Operand& a) const {
     int first_slab;
     const std::uint8_t* packed = packed_rows(block, first_slab);
-    const auto* tables = reinterpret_cast<const uint2*>(shared.base + kFp8TablesAt);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Slab slab = load_slab(packed, first_slab + half * 2 + i, lane_id());
-      const std::uint32_t words[4] = {slab.codes.x, slab.codes.y, slab.codes.z, slab.codes.w};
+      const int slab = first_slab + half * 2 + i;
+      const uint4 codes = slab_codes(packed, slab, lane_id());
+      const std::uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+      const std::uint8_t* scales = slab_scales(packed, slab, lane_id());
 #pragma unroll
       for (int pair = 0; pair < 2; ++pair)
         decode_fp8_pair(words[2 * pair], words[2 * pair + 1],
-                        fp8_table_of(tables, slab.scales.x, pair),
-                        fp8_table_of(tables, slab.scales.y, pair), a[2 * i + pair]);
+                        load_fp8_table(tables, scales[2 * pair + 1]),
+                        load_fp8_table(tables, scales[2 * pair + 5]), a[2 * i + pair]);
     }
   }
 
@@ -129,11 +136,10 @@ struct Multiplier {
         } else {
           warp_arrive(shared.weights_empty + weights.at);
           weights.next(kWeightStages);
-          // Past the tile's last chunk there is nothing to wait for, and what is decoded is not
-          // used.
-          if (chunk + 1 < projection.chunks)
+          if (chunk + 1 < projection.chunks) {
             barrier_wait(shared.weights_full + weights.at, weights.parity);
-          decode(0, 0, a[0]);
+            decode(0, 0, a[0]);
+          }
         }
         wgmma_wait<0>();
         wgmma_results(sums);
