@@ -44,15 +44,16 @@ struct Shared {
   char* ring;          // [kWarps][kSlots]
   float4* totals;      // [kQuads][kProductThreads]: of the slices so far, where a block has all
   float* factors;      // [kStages / 2][kTokens]
-  float* ring_scales;  // [kWarps][kScaleSlots][2]: FP8, of the first and the last row
+  float* ring_scales;  // [kWarps][kScaleSlots]: FP8
   Barrier* full;       // [kStages]
   Barrier* empty;      // [kStages]
 
   static constexpr std::size_t kTotalBytes = std::size_t{16} * kQuads * kProductThreads;
   static constexpr std::size_t kBytes = 1024 + kInputBytes + kWarps * kRingBytes<kGroups> +
                                         kTotalBytes + kStages / 2 * kTokens * 4 +
-                                        kWarps * kScaleSlots * 8 + 2 * kStages * sizeof(Barrier);
+                                        kWarps * kScaleSlots * 4 + 2 * kStages * sizeof(Barrier);
   static_assert(kBytes <= 227 << 10);
+  static_assert(kWarps * kScaleSlots % 2 == 0);  // barriers follow
 
   __device__ explicit Shared(char* memory) {
     stages = memory + (1024 - shared_address(memory) % 1024) % 1024;
@@ -60,7 +61,7 @@ struct Shared {
     totals = reinterpret_cast<float4*>(ring + kWarps * kRingBytes<kGroups>);
     factors = reinterpret_cast<float*>(totals + kQuads * kProductThreads);
     ring_scales = factors + kStages / 2 * kTokens;
-    full = reinterpret_cast<Barrier*>(ring_scales + kWarps * kScaleSlots * 2);
+    full = reinterpret_cast<Barrier*>(ring_scales + kWarps * kScaleSlots);
     empty = full + kStages;
   }
 };

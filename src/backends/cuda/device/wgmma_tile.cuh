@@ -80,18 +80,19 @@ __device__ inline void join_slices(float4* totals, bool has_before, bool is_last
       totals[n * kStride] = {sums[n][0], sums[n][1], sums[n][2], sums[n][3]};
 }
 
-/// sums += the products of a block, scaled.
+/// sums += the products of a block, scaled: by `scale`, that of all rows of the strip, and the
+/// tokens' factors. FP32 instructions take their cycles from the tensor cores, so their products
+/// are made once for both rows of a lane.
 template <LinearKind kKind, int kTiles>
-__device__ inline void add_products(const TileSums<kTiles>& products, const float (&scale)[2],
+__device__ inline void add_products(const TileSums<kTiles>& products, float scale,
                                     const float* factors, TileSums<kTiles>& sums) {
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
     if constexpr (kIsFp8<kKind>) {
-      const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * n + lane_id() % 4 * 2);
+      const float2 token = *reinterpret_cast<const float2*>(factors + 8 * n + lane_id() % 4 * 2);
+      const float factor[2] = {scale * token.x, scale * token.y};
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        sums[n][i] =
-            fmaf(products[n][i], scale[i / 2] * (i % 2 == 0 ? factor.x : factor.y), sums[n][i]);
+      for (int i = 0; i < 4; ++i) sums[n][i] = fmaf(products[n][i], factor[i % 2], sums[n][i]);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[n][i] += products[n][i];

@@ -97,6 +97,17 @@ LinearTiles as_tiles(const LinearsArgs& args, LinearKind kind) {
   return some;
 }
 
+/// Whether all rows of a strip have the same scales: strips that follow each other from the first
+/// row of a group do not straddle blocks of scales then.
+bool shares_scales(const LinearsArgs& args) {
+  if (args.groups == 1) return true;
+  for (int i = 0; i < args.count; ++i) {
+    const Matrix& w = args.products[i].w;
+    if (w.format == WeightFormat::kFp8Block && w.rows / args.groups % kStripRows != 0) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void share_out(LinearStream& args, int clusters) {
@@ -155,8 +166,9 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
   if (args.tokens == 0 || args.count == 0) return;
   const LinearStream all = as_stream(args);
   const bool reads_twice = all.is_large && all.part[0].kind != LinearKind::kFp8Rounded;
-  const bool few = args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens),
-             many = args.tokens >= kManyTokens;
+  const bool few =
+      args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens) || !shares_scales(args);
+  const bool many = args.tokens >= kManyTokens;
   if (!few && multiply_wave(all, scratch, stream)) return;
   std::array<LinearTiles, kLinearKinds> tiles;
   std::size_t kinds = 0;

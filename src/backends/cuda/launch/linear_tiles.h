@@ -42,6 +42,8 @@ inline void cut_into_tiles(LinearTiles& args, int rows) {
   }
 }
 
+/// The rows of a strip share the scales of FP8 blocks: groups are whole strips.
+///
 /// Products of several kinds and one input; two kinds share a launch. The scratch has room for
 /// narrow_scratch_bytes(). Cuts the products into tiles of its own.
 void multiply_narrow(std::span<const LinearTiles> kinds, const LinearScratch& scratch,

@@ -104,9 +104,9 @@ class Multiplier {
   __device__ char* slot(int i) const {
     return shared_.ring + (warp_ * Memory::kSlots + i) * Memory::kSlotBytes + lane_id() * 16;
   }
-  __device__ float* block_scales(int nth_block) const {
+  __device__ float* block_scale(int nth_block) const {
     constexpr int kScaleSlots = Memory::kScaleSlots;
-    return shared_.ring_scales + (warp_ * kScaleSlots + nth_block % kScaleSlots) * 2;
+    return shared_.ring_scales + warp_ * kScaleSlots + nth_block % kScaleSlots;
   }
 
   static constexpr int kTurns = Memory::kHalves;  // slots that a block of columns takes
@@ -131,7 +131,7 @@ class Multiplier {
       constexpr int kCount = kPieces<kKind> / Memory::kHalves;
       copier_.template copy_pieces<kTurn * kCount, kCount>(slot(to));
       if constexpr (kIsFp8<kKind> && kTurn == 0)
-        if (lane_id() < 2) copy_scale();
+        if (lane_id() == 0) copy_scale();
     }
     commit_copies();
   }
@@ -152,15 +152,15 @@ class Multiplier {
                                  fetched_block_);
   }
 
-  /// Of the strip's first or last row, by one lane for all.
+  /// Of all rows of the strip, by one lane for all.
   __device__ void copy_scale() const {
     const Matrix& w = part_.args.products[source_.product].w;
-    float* to = block_scales(nth_fetched_) + lane_id();
+    float* to = block_scale(nth_fetched_);
     if (w.format != WeightFormat::kFp8Block) {
       *to = 1;
       return;
     }
-    const int row = min(source_.row + lane_id() * (kStripRows - 1), source_.end - 1);
+    const int row = min(source_.row, source_.end - 1);
     const int columns = ceil_div(part_.args.cols, kLinearBlock);
     copy4(shared_address(to), static_cast<const float*>(w.scales) +
                                   std::int64_t{row / kLinearBlock} * columns + fetched_block_);
@@ -262,26 +262,14 @@ class Multiplier {
     }
     if (block + 1 < walk_.end_block) load_scales(block + 1, scales);
     __syncwarp();  // scales came by other lanes
-    float factors[2];
-    read_factors(factors);
+    const float scale = kIsFp8<kKind> ? *block_scale(nth_block_) : 1;
     wgmma_wait<0>();
     keep_sums<kTiles>(products);
     keep(a[0]);
     keep(second_a);
-    add_products<kKind, kTiles>(products, factors, shared_.factors + second / 2 * kTokens, sums);
+    add_products<kKind, kTiles>(products, scale, shared_.factors + second / 2 * kTokens, sums);
     ++nth_block_;
     release(second);
-  }
-
-  /// What the products of the lane's two rows are multiplied by.
-  __device__ void read_factors(float (&out)[2]) const {
-    if constexpr (kIsFp8<kKind>) {
-      const float* scales = block_scales(nth_block_);
-      const int row = strip_.row;
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        out[half] = scales[(row + lane_id() / 4 + 8 * half) / kLinearBlock != row / kLinearBlock];
-    }
   }
 
   __device__ StripTarget target() const {

@@ -174,7 +174,7 @@ __device__ void multiply_all(const LinearTiles& args, int warp, int blocks,
       std::uint32_t a[kSteps / 2][2][4];
 #pragma unroll
       for (int pair = 0; pair < kSteps / 2; ++pair) decode_pair<kKind>(w, pair, a[pair]);
-      const float scale[2] = {__uint_as_float(w.scale[0]), __uint_as_float(w.scale[1])};
+      const float scale = __uint_as_float(w.scale[0]);
       Sums products;
       const RingPosition first = ring;
       barrier_wait(shared.full + ring.at, ring.parity);

@@ -255,7 +255,7 @@ class Wave {
       keep_sums<kTiles>(products);
 #pragma unroll
       for (auto& of : a) keep_operands(of);
-      add_products<kKind, kTiles>(products, {scale, scale},
+      add_products<kKind, kTiles>(products, scale,
                                   shared_.factors + (half + 1) % kStages / 2 * kTokens, sums);
       release(half + 1);
     }
