@@ -79,36 +79,80 @@ __device__ inline void gather_scales(const float* from, const TokenTable& table,
   }
 }
 
+// All columns of a tile's tokens, kSlabs slabs of 64 to a stage. Where the pieces of the chunk at
+// hand are stays in registers; its slabs are a constant distance from each other, which copies add
+// by themselves.
+template <int kSlabs>
+__device__ __forceinline__ void gather_tile(const uint4* from,
+                                            const unsigned (&offsets)[kGatherSteps], int chunks,
+                                            int width, int count, int place, const Shared& shared,
+                                            RingPosition& at) {
+  constexpr int kSteps = (kWidestPass / kSlabs + kGatherStep - 1) / kGatherStep;
+  const uint4* pieces[kSteps];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) pieces[i] = from + offsets[i];
+#pragma unroll 1
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+#pragma unroll
+    for (int slab = 0; slab < kChunkCols / kSlabCols; ++slab) {
+      if (slab % kSlabs == 0) barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
+      const std::uint32_t to = shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) +
+                               place + slab % kSlabs * width * 128;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i)
+        if (i < count)
+          copy16((to ^ (i % 2 * 64)) + i * kGatherStep * 128, pieces[i] + slab * (kSlabCols / 8));
+      if (slab % kSlabs < kSlabs - 1) continue;
+      arrive_when_copied(shared.tokens_full + at.at);
+      at.next(kTokenStages);
+    }
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) pieces[i] += kChunkCols / 8;
+  }
+}
+
+// The same of several parts, whose products take longer.
+__device__ __forceinline__ void gather_parts(const uint4* from,
+                                             const unsigned (&offsets)[kGatherSteps], int parts,
+                                             int chunks, int width, int count, int place,
+                                             const Shared& shared, RingPosition& at) {
+  const int slabs = slabs_per_stage(width);
+  for (int slab = 0; slab < 4 * chunks; slab += slabs)
+    for (int part = 0; part < parts; ++part, at.next(kTokenStages)) {
+      barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
+      const std::uint32_t to =
+          shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place;
+      for (int s = 0; s < slabs; ++s)
+        gather_slab(from + part * chunks * (kChunkCols / 8) + (slab + s) * (kSlabCols / 8), offsets,
+                    count, to + s * width * 128);
+      arrive_when_copied(shared.tokens_full + at.at);
+    }
+}
+
+template <int kParts>
 __device__ inline void fetch_tokens(const PrefillArgs& args, const Projection& p,
                                     const Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
   const int piece = thread % 8, first = thread / 8;
   const int place = first * 128 + ((piece ^ first % 8) << 4);
-  const int parts = args.routed.parts;
-  const int padded = p.chunks * kChunkCols;
+  const auto* from = reinterpret_cast<const uint4*>(args.inputs.values) + piece;
   RingPosition at, table_at;
   for (TileWalk walk(args, p); walk.more(); walk.next()) {
     const PassTile tile = walk.tile();
     barrier_wait(shared.table_empty + table_at.at, table_at.parity ^ 1u);
     TokenTable& table = shared.table(table_at.at);
-    fill_table(args, tile, parts * padded / 8, table);
+    fill_table(args, tile, kParts * p.chunks * (kChunkCols / 8), table);
     barrier_arrive(shared.table_full + table_at.at);
     table_at.next(kTableStages);
+    const auto& offsets = table.offsets[first];
     const int width = width_of(tile);
-    const int slabs = slabs_per_stage(width);
     const int count = (width - first + kGatherStep - 1) / kGatherStep;
-    for (int slab = 0; slab < 4 * p.chunks; slab += slabs)
-      for (int part = 0; part < parts; ++part, at.next(kTokenStages)) {
-        barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
-        std::uint32_t to =
-            shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place;
-        const auto* from =
-            reinterpret_cast<const uint4*>(args.inputs.values + part * padded + slab * kSlabCols) +
-            piece;
-        for (int s = 0; s < slabs; ++s, to += width * 128, from += kSlabCols / 8)
-          gather_slab(from, table.offsets[first], count, to);
-        arrive_when_copied(shared.tokens_full + at.at);
-      }
+    if constexpr (kParts > 1)
+      gather_parts(from, offsets, kParts, p.chunks, width, count, place, shared, at);
+    else if (slabs_per_stage(width) > 1)
+      gather_tile<2>(from, offsets, p.chunks, width, count, place, shared, at);
+    else
+      gather_tile<1>(from, offsets, p.chunks, width, count, place, shared, at);
   }
   wait_for_copies();  // none may outlive the block
 }

@@ -150,6 +150,9 @@ struct Multiplier {
   }
 };
 
+// Registers per thread once the groups have shared them out: 128 · 72 + 256 · 216 ≤ 65536.
+constexpr int kFeedRegisters = 72, kProductRegisters = 216;
+
 template <int kParts, bool kFirst>
 __global__ void __launch_bounds__(kThreads, 1)
     experts_prefill_kernel(const __grid_constant__ PrefillArgs args) {
@@ -173,13 +176,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();  // barriers are ready
   const Projection projection = projection_of(args);
   if (threadIdx.x >= kMultiplyingGroups * kWarpgroup) {
-    lower_registers<56>();
+    lower_registers<kFeedRegisters>();
     if (threadIdx.x < kMultiplyingGroups * kWarpgroup + kGatherThreads)
-      fetch_tokens(args, projection, shared);
+      fetch_tokens<kParts>(args, projection, shared);
     else
       fetch_weights(args, projection, shared);
   } else {
-    raise_registers<224>();
+    raise_registers<kProductRegisters>();
     Multiplier<kParts, kFirst> multiplier{args, projection, shared, {}, {}, {}};
     multiplier.multiply_all(Widths());
   }
