@@ -16,9 +16,9 @@ inline constexpr int kNeighbours = 8;
 
 /// Of the first block.
 struct Times {
-  long long products;  // cycles of all chains
-  long long neighbours,
-      cycles;  // instructions of a warp, one to a scheduler, and while it was there
+  long long products;    // cycles of all chains
+  long long neighbours;  // instructions of a warp, of which each scheduler has one,
+  long long cycles;      // and while it was there
 };
 
 /// Beside `what`, the second time that the program runs.

@@ -54,7 +54,6 @@ class StripReader {
       if (w.format == WeightFormat::kFp8Block)
         scales_ = static_cast<const char*>(w.scales) +
                   4 * (std::int64_t{scale_row} * scale_columns + first_block);
-      scales_on_ = 4 * ((row + rows_on) / kLinearBlock - scale_row) * scale_columns;
     } else if constexpr (kIsFp4<kKind>) {
       constexpr int kScaleColumns = kKind == LinearKind::kNvfp4 ? 16 : 32;
       const int scale_columns = w.cols / kScaleColumns;
@@ -78,17 +77,18 @@ class StripReader {
     load_scales(block, out.scale);
   }
 
-  /// The scales that go with block `block`, of both rows of the lane.
+  /// The scales that go with block `block`, of both rows of the lane. Of FP8 the first, which all
+  /// rows of the strip share.
   __device__ void load_scales(int block, std::uint32_t (&out)[2]) const {
     const int left = columns_ - block * kLinearBlock;
+    if constexpr (kIsFp8<kKind>)
+      out[0] = left + 16 * (lane_id() % 4) > 0 && scales_ != nullptr  // any lane's
+                   ? reinterpret_cast<const std::uint32_t*>(scales_)[block]
+                   : 0x3F800000u;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const char* scale = scales_ + half * scales_on_;
-      if constexpr (kIsFp8<kKind>)
-        out[half] = left + 16 * (lane_id() % 4) > 0 && scales_ != nullptr  // any lane's
-                        ? reinterpret_cast<const std::uint32_t*>(scale)[block]
-                        : 0x3F800000u;
-      else if constexpr (kKind == LinearKind::kNvfp4)
+      if constexpr (kKind == LinearKind::kNvfp4)
         out[half] = left > 0 ? reinterpret_cast<const std::uint16_t*>(scale)[4 * block] : 0u;
       else if constexpr (kKind == LinearKind::kMxfp4)
         out[half] = left > 0 ? static_cast<std::uint8_t>(scale[4 * block]) : 0u;

@@ -70,7 +70,8 @@ __device__ constexpr int place_of_column(int c) {
 template <LinearKind kKind>
 struct WeightBlock {
   uint4 piece[kPieces<kKind>][2];
-  /// FP8: the FP32 scale of each row's block. FP4: the scale bytes of the lane's 32 columns.
+  /// FP8: the FP32 scale of the block, in the first. FP4: each row's scale bytes of the lane's 32
+  /// columns.
   std::uint32_t scale[2];
 };
 

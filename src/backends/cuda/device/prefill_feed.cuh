@@ -49,8 +49,13 @@ __device__ inline void fill_table(const PrefillArgs& args, const PassTile& tile,
   __syncwarp();
 }
 
-// One piece of 64 columns of `count` tokens, `to` being the first one's place. Every 12th token is
-// a thread's, which moves its piece by 64 bytes in the swizzle at every step.
+// A piece of the nth token of a thread, which has every 12th; `to` is the first one's place. At
+// every step the piece moves by 64 bytes in the swizzle.
+__device__ inline void copy_piece(std::uint32_t to, int nth, const uint4* from) {
+  copy16((to ^ (nth % 2 * 64)) + nth * kGatherStep * 128, from);
+}
+
+// One piece of 64 columns of `count` tokens.
 __device__ inline void gather_slab(const uint4* from, const unsigned (&offsets)[kGatherSteps],
                                    int count, std::uint32_t to) {
   constexpr int kBatch = 4;
@@ -61,8 +66,7 @@ __device__ inline void gather_slab(const uint4* from, const unsigned (&offsets)[
     const unsigned of[kBatch] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
-      if (begin + i < count)
-        copy16((to ^ (i % 2 * 64)) + (begin + i) * kGatherStep * 128, from + of[i]);
+      if (begin + i < count) copy_piece(to, begin + i, from + of[i]);
   }
 }
 
@@ -96,12 +100,10 @@ __device__ __forceinline__ void gather_tile(const uint4* from,
 #pragma unroll
     for (int slab = 0; slab < kChunkCols / kSlabCols; ++slab) {
       if (slab % kSlabs == 0) barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
-      const std::uint32_t to = shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) +
-                               place + slab % kSlabs * width * 128;
+      const std::uint32_t to = shared.tokens(at.at) + place + slab % kSlabs * width * 128;
 #pragma unroll
       for (int i = 0; i < kSteps; ++i)
-        if (i < count)
-          copy16((to ^ (i % 2 * 64)) + i * kGatherStep * 128, pieces[i] + slab * (kSlabCols / 8));
+        if (i < count) copy_piece(to, i, pieces[i] + slab * (kSlabCols / 8));
       if (slab % kSlabs < kSlabs - 1) continue;
       arrive_when_copied(shared.tokens_full + at.at);
       at.next(kTokenStages);
@@ -117,11 +119,10 @@ __device__ __forceinline__ void gather_parts(const uint4* from,
                                              int chunks, int width, int count, int place,
                                              const Shared& shared, RingPosition& at) {
   const int slabs = slabs_per_stage(width);
-  for (int slab = 0; slab < 4 * chunks; slab += slabs)
+  for (int slab = 0; slab < chunks * (kChunkCols / kSlabCols); slab += slabs)
     for (int part = 0; part < parts; ++part, at.next(kTokenStages)) {
       barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
-      const std::uint32_t to =
-          shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place;
+      const std::uint32_t to = shared.tokens(at.at) + place;
       for (int s = 0; s < slabs; ++s)
         gather_slab(from + part * chunks * (kChunkCols / 8) + (slab + s) * (kSlabCols / 8), offsets,
                     count, to + s * width * 128);
@@ -178,8 +179,7 @@ __device__ inline void fetch_fp8_tokens(const PrefillArgs& args, const Fp8Rows& 
     for (int group = 0; group < groups; ++group, at.next(kTokenStages)) {
       barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
       gather_slab(reinterpret_cast<const uint4*>(rows.codes + group * kFp8ActivationBlock) + piece,
-                  table.offsets[first], count,
-                  shared_address(shared.base + kTokensAt + at.at * kTokenStageBytes) + place);
+                  table.offsets[first], count, shared.tokens(at.at) + place);
       gather_scales(rows.scales + group, table, width, token_scales + at.at * kWidestFp8Pass);
       arrive_when_copied(shared.tokens_full + at.at);
     }

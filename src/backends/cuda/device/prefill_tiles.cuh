@@ -79,6 +79,9 @@ struct Shared {
   Barrier* tokens_empty;
   Barrier* table_full;
   Barrier* table_empty;
+  __device__ std::uint32_t tokens(int stage) const {  // a shared address
+    return shared_address(base + kTokensAt + stage * kTokenStageBytes);
+  }
   __device__ TokenTable& table(int stage) const {
     return reinterpret_cast<TokenTable*>(base + kTablesAt)[stage];
   }

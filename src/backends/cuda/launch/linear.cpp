@@ -166,10 +166,10 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
   if (args.tokens == 0 || args.count == 0) return;
   const LinearStream all = as_stream(args);
   const bool reads_twice = all.is_large && all.part[0].kind != LinearKind::kFp8Rounded;
-  const bool few =
-      args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens) || !shares_scales(args);
-  const bool many = args.tokens >= kManyTokens;
-  if (!few && multiply_wave(all, scratch, stream)) return;
+  const bool few = args.tokens < (reads_twice ? kSomeTokensOfLarge : kSomeTokens),
+             many = args.tokens >= kManyTokens;
+  if (few || !shares_scales(args)) return stream_linears(all, stream);
+  if (multiply_wave(all, scratch, stream)) return;
   std::array<LinearTiles, kLinearKinds> tiles;
   std::size_t kinds = 0;
   for (const LinearKind kind : kKinds)
@@ -177,7 +177,7 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
   const std::span<const LinearTiles> of_kinds(tiles.data(), kinds);
   const std::int64_t wanted =
       many ? tile_scratch_bytes(tiles[0].cols, args.groups) : narrow_scratch_bytes(of_kinds);
-  if (few || scratch.bytes < wanted) return stream_linears(all, stream);
+  if (scratch.bytes < wanted) return stream_linears(all, stream);
   if (!many) return multiply_narrow(of_kinds, scratch, stream);
   for (const LinearTiles& some : of_kinds) multiply_tiles(some, scratch, stream);
 }
