@@ -28,6 +28,28 @@ __device__ inline uint4 quad_transposed(const std::uint32_t (&words)[4]) {
   return high ? uint4{x, y, high_pair.x, high_pair.y} : uint4{low_pair.x, low_pair.y, x, y};
 }
 
+/// Of eight values in every lane the maxima over the lanes that have lane % 4 in common: lane l
+/// gets that of values[l / 4].
+__device__ inline unsigned eight_maxima(const unsigned (&values)[8]) {
+  const int lane = lane_id();
+  unsigned four[4], two[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool high = (lane & 16) != 0;
+    const unsigned given = high ? values[i] : values[i + 4];
+    four[i] = max(high ? values[i + 4] : values[i], __shfl_xor_sync(kAllLanes, given, 16));
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool high = (lane & 8) != 0;
+    const unsigned given = high ? four[i] : four[i + 2];
+    two[i] = max(high ? four[i + 2] : four[i], __shfl_xor_sync(kAllLanes, given, 8));
+  }
+  const bool high = (lane & 4) != 0;
+  const unsigned given = high ? two[0] : two[1];
+  return max(high ? two[1] : two[0], __shfl_xor_sync(kAllLanes, given, 4));
+}
+
 /// Of two rows of eight, of which a lane has elements 2 (lane % 4) and the next one of each: even
 /// lanes get four neighbours of the first row, odd ones of the second, from 4 (lane % 4 / 2) on.
 __device__ inline float4 four_neighbours(float2 first, float2 second) {

@@ -37,6 +37,11 @@ __device__ inline uint2 load_fp8_table(std::uint32_t tables, std::uint32_t place
   return table;
 }
 
+/// The table of columns [32 pair, 32 pair + 32) of a slab, from the row's word of scales.
+__device__ inline uint2 load_pair_table(std::uint32_t tables, std::uint32_t scales, int pair) {
+  return load_fp8_table(tables, __byte_perm(scales, 0, pair == 0 ? 0x4441u : 0x4443u));
+}
+
 /// Bytes of `table` by the nibbles of `places`, each below 8. __byte_perm() would mask them first.
 __device__ inline std::uint32_t select_bytes(uint2 table, std::uint32_t places) {
   std::uint32_t bytes;
@@ -54,6 +59,16 @@ __device__ inline void decode_fp8_pair(std::uint32_t first, std::uint32_t second
     a[2 * i] = select_bytes(low, magnitudes) | (q & 0x80808080u);
     a[2 * i + 1] = select_bytes(high, magnitudes >> 16) | (q << 4 & 0x80808080u);
   }
+}
+
+/// The operands of the two pairs of atoms of a slab. `tables`: the shared address of fp8_table()s.
+__device__ __forceinline__ void decode_fp8_slab(const Slab& slab, std::uint32_t tables,
+                                                std::uint32_t (&first)[4],
+                                                std::uint32_t (&second)[4]) {
+  decode_fp8_pair(slab.codes.x, slab.codes.y, load_pair_table(tables, slab.scales.x, 0),
+                  load_pair_table(tables, slab.scales.y, 0), first);
+  decode_fp8_pair(slab.codes.z, slab.codes.w, load_pair_table(tables, slab.scales.x, 1),
+                  load_pair_table(tables, slab.scales.y, 1), second);
 }
 
 /// As slab_atom_codes(), from words for FP8 and as BF16 of w itself: high bytes and low bytes of a

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backends/cuda/device/prefill_tiles.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
 #include "core/fp8_activations.h"
 
 namespace quatrain::cuda::prefill {
@@ -49,6 +50,13 @@ __device__ inline void fill_table(const PrefillArgs& args, const PassTile& tile,
   __syncwarp();
 }
 
+// from + n, by one instruction: the compiler would add what `from` is made of anew.
+__device__ inline const uint4* pieces_behind(const uint4* from, unsigned n) {
+  const uint4* to;
+  asm("mad.wide.u32 %0, %1, 16, %2;" : "=l"(to) : "r"(n), "l"(from));
+  return to;
+}
+
 // A piece of the nth token of a thread, which has every 12th; `to` is the first one's place. At
 // every step the piece moves by 64 bytes in the swizzle.
 __device__ inline void copy_piece(std::uint32_t to, int nth, const uint4* from) {
@@ -66,22 +74,45 @@ __device__ inline void gather_slab(const uint4* from, const unsigned (&offsets)[
     const unsigned of[kBatch] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
-      if (begin + i < count) copy_piece(to, begin + i, from + of[i]);
+      if (begin + i < count) copy_piece(to, begin + i, pieces_behind(from, of[i]));
   }
 }
 
-// The scales of 128 columns of the tokens that a warp of the gather fills in and copies.
-__device__ inline void gather_scales(const float* from, const TokenTable& table, int width,
-                                     float* to) {
-  const int own = warp_id() % 4 * kWarpRows;
+// The scales of the tokens that a warp of the gather fills in and copies, two of them to a lane, of
+// a chunk that was asked for during the one before.
+class TokenScales {
+ public:
+  __device__ TokenScales(const float* scales, const TokenTable& table, int width) {
+    const int own = warp_id() % 4 * kWarpRows;
 #pragma unroll
-  for (int i = lane_id(); i < kWarpRows * kGatherSteps; i += kWarp) {
-    const int first = own + i % kWarpRows, step = i / kWarpRows;
-    const int n = first + step * kGatherStep;
-    // A row has as many scales as eighths of its pieces.
-    if (n < width) copy4(shared_address(to + n), from + table.offsets[first][step] / 8);
+    for (int i = 0; i < kTokens; ++i) {
+      const int at = lane_id() + i * kWarp, first = own + at % kWarpRows, step = at / kWarpRows;
+      const int n = first + step * kGatherStep;
+      token_[i] = step < kGatherSteps && n < width ? n : -1;
+      // A row has as many scales as eighths of its pieces.
+      from_[i] = scales + (token_[i] >= 0 ? table.offsets[first][step] / 8 : 0);
+    }
+    load();
   }
-}
+  __device__ void load() {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      if (token_[i] >= 0) of_chunk_[i] = __ldg(reinterpret_cast<const float2*>(from_[i]));
+      from_[i] += 2;
+    }
+  }
+  __device__ void store(float* to, int half) const {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i)
+      if (token_[i] >= 0) to[token_[i]] = half == 0 ? of_chunk_[i].x : of_chunk_[i].y;
+  }
+
+ private:
+  static constexpr int kTokens = (kWarpRows * kGatherSteps + kWarp - 1) / kWarp;
+  const float* from_[kTokens];
+  int token_[kTokens];  // −1 for none
+  float2 of_chunk_[kTokens];
+};
 
 // All columns of a tile's tokens, kSlabs slabs of 64 to a stage. Where the pieces of the chunk at
 // hand are stays in registers; its slabs are a constant distance from each other, which copies add
@@ -165,23 +196,30 @@ __device__ inline void fetch_fp8_tokens(const PrefillArgs& args, const Fp8Rows& 
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
   const int piece = thread % 8, first = thread / 8;
   const int place = first * 128 + ((piece ^ first % 8) << 4);
-  const int groups = p.chunks * (kChunkCols / kFp8ActivationBlock);
+  constexpr int kHalves = kChunkCols / kFp8ActivationBlock;
   RingPosition at, table_at;
   for (TileWalk walk(args, p); walk.more(); walk.next()) {
     const PassTile tile = walk.tile();
     barrier_wait(shared.table_empty + table_at.at, table_at.parity ^ 1u);
     TokenTable& table = shared.table(table_at.at);
-    fill_table(args, tile, groups * (kFp8ActivationBlock / 16), table);
+    fill_table(args, tile, p.chunks * (kChunkCols / 16), table);
     barrier_arrive(shared.table_full + table_at.at);
     table_at.next(kTableStages);
     const int width = width_of(tile);
     const int count = (width - first + kGatherStep - 1) / kGatherStep;
-    for (int group = 0; group < groups; ++group, at.next(kTokenStages)) {
-      barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
-      gather_slab(reinterpret_cast<const uint4*>(rows.codes + group * kFp8ActivationBlock) + piece,
-                  table.offsets[first], count, shared.tokens(at.at) + place);
-      gather_scales(rows.scales + group, table, width, token_scales + at.at * kWidestFp8Pass);
-      arrive_when_copied(shared.tokens_full + at.at);
+    TokenScales scales(rows.scales, table, width);
+    for (int chunk = 0; chunk < p.chunks; ++chunk) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half, at.next(kTokenStages)) {
+        barrier_wait(shared.tokens_empty + at.at, at.parity ^ 1u);
+        scales.store(token_scales + at.at * kWidestFp8Pass, half);
+        warp_arrive(shared.tokens_full + at.at);
+        const std::uint8_t* codes = rows.codes + (chunk * kHalves + half) * kFp8ActivationBlock;
+        gather_slab(reinterpret_cast<const uint4*>(codes) + piece, table.offsets[first], count,
+                    shared.tokens(at.at) + place);
+        arrive_when_copied(shared.tokens_full + at.at);
+      }
+      if (chunk + 1 < p.chunks) scales.load();
     }
   }
   wait_for_copies();  // none may outlive the block

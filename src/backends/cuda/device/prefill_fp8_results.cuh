@@ -8,14 +8,32 @@
 
 namespace quatrain::cuda::prefill {
 
-/// The largest magnitudes of the hidden values that a block makes of its tokens, by their bits: of
-/// three tiles in turns, zero before a tile's warps write them. While those of one tile are
-/// written others may still be read, and the third are made zero.
+/// Of a tile's hidden values, by token: the largest magnitudes by their bits, zero before a tile's
+/// warps write them, and what takes values to the range of their codes.
 struct HiddenPeaks {
-  static constexpr int kTurns = 3;
-  alignas(8) unsigned bits[kTurns][kWidestFp8Pass];
+  alignas(8) unsigned bits[kWidestFp8Pass];
+  alignas(8) float inverse[kWidestFp8Pass];
 };
-inline constexpr int kPeaksAreThere = 1;  // named barrier of the multiplying warps
+inline constexpr int kPeaksAreThere = 1;  // named barriers of the multiplying warps
+inline constexpr int kScalesAreThere = 2;
+
+/// Raises the peaks of kEights times eight tokens to the magnitudes of a warp's values, of which a
+/// lane has magnitude(n, i) of tokens 8 n + 2 (lane % 4) + i. Four eights are looked at together.
+template <int kEights, class Magnitude>
+__device__ __forceinline__ void raise_peaks(unsigned* peaks, const Magnitude& magnitude) {
+  const int lane = lane_id();
+#pragma unroll
+  for (int first = 0; first < kEights; first += 4) {
+    unsigned magnitudes[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      magnitudes[i] = first + i / 2 < kEights ? magnitude(first + i / 2, i % 2) : 0;
+    const unsigned peak = eight_maxima(magnitudes);
+    const int token = (first + lane / 8) * 8 + lane % 4 * 2 + lane / 4 % 2;
+    if (token < kEights * 8) atomicMax(peaks + token, peak);
+  }
+}
+__device__ inline unsigned magnitude_bits(float x) { return __float_as_uint(x) & 0x7FFFFFFFu; }
 
 /// As WarpResults; the sums of row g of a block are multiplied by factors[block].x, those of row
 /// g + 8 by .y.
@@ -23,7 +41,6 @@ struct Fp8Results {
   const Fp8PrefillArgs& args;
   const TokenTable& table;
   HiddenPeaks& peaks;
-  int turn;
   int expert;
   int row;
   float2 factors[kBlocks];
@@ -34,11 +51,8 @@ struct Fp8Results {
   __device__ __forceinline__ void store_hidden(float (&d)[kBlocks][kWidth / 2]) const {
     const PrefillArgs& common = args.common;
     const float gate_scale = common.w.gate_scales[expert], up_scale = common.w.up_scales[expert];
-    const int lane = lane_id();
-    unsigned(&mine)[kWidestFp8Pass] = peaks.bits[turn];
 #pragma unroll
-    for (int n = 0; n < kWidth / 8; ++n) {
-      unsigned peak[2] = {};
+    for (int n = 0; n < kWidth / 8; ++n)
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block)
 #pragma unroll
@@ -47,21 +61,14 @@ struct Fp8Results {
           h = swiglu_value<quick_sigmoid>(h * (factors[block].x * gate_scale),
                                           d[block][4 * n + i + 2] * (factors[block].y * up_scale),
                                           common.routed.limit);
-          peak[i] = max(peak[i], __float_as_uint(h) & 0x7FFFFFFFu);
         }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int distance = 4; distance < kWarp; distance *= 2)
-          peak[i] = max(peak[i], __shfl_xor_sync(kAllLanes, peak[i], distance));
-        if (lane < 4) atomicMax(mine + n * 8 + lane * 2 + i, peak[i]);
-      }
-    }
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread < kWidestFp8Pass) peaks.bits[(turn + 1) % HiddenPeaks::kTurns][thread] = 0;
+    raise_peaks<kWidth / 8>(peaks.bits, [&](int n, int i) {
+      return max(magnitude_bits(d[0][4 * n + i]), magnitude_bits(d[1][4 * n + i]));
+    });
     named_sync(kPeaksAreThere, kMultiplyingGroups * kWarpgroup);
-    store_codes<kWidth>(d, mine);
-    if (thread < kWidth) store_scale(thread, mine[thread]);
+    find_scales(kWidth);
+    named_sync(kScalesAreThere, kMultiplyingGroups * kWarpgroup);
+    store_codes<kWidth>(d);
   }
 
   template <int kWidth>
@@ -94,29 +101,31 @@ struct Fp8Results {
  private:
   __device__ int padded() const { return padded_to(args.common.w.inner, kChunkCols); }
 
+  // A thread per token.
+  __device__ __forceinline__ void find_scales(int tokens) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread >= tokens) return;
+    const float scale = fp8_activation_scale(__uint_as_float(peaks.bits[thread]));
+    peaks.bits[thread] = 0;
+    peaks.inverse[thread] = fp8_activation_inverse(scale);
+    const int slot = table.slots[thread];
+    const std::int64_t blocks = padded() / kFp8ActivationBlock;
+    if (slot >= 0) args.hidden.scales[slot * blocks + row / (2 * kFp8ActivationBlock)] = scale;
+  }
   // After the exchange a lane has a word of one token of the eight.
   template <int kWidth>
-  __device__ __forceinline__ void store_codes(const float (&d)[kBlocks][kWidth / 2],
-                                              const unsigned (&peak)[kWidestFp8Pass]) const {
+  __device__ __forceinline__ void store_codes(const float (&d)[kBlocks][kWidth / 2]) const {
     const int lane = lane_id();
     std::uint8_t* to = args.hidden.codes + row / 2 + lane % 4 * 4;
 #pragma unroll
     for (int n = 0; n < kWidth / 8; ++n) {
-      const uint2 peaks_of = *reinterpret_cast<const uint2*>(peak + n * 8 + lane % 4 * 2);
-      const float x = fp8_activation_inverse(fp8_activation_scale(__uint_as_float(peaks_of.x)));
-      const float y = fp8_activation_inverse(fp8_activation_scale(__uint_as_float(peaks_of.y)));
-      const std::uint32_t word = transposed(
-          e4m3_word({d[0][4 * n] * x, d[1][4 * n] * x, d[0][4 * n + 1] * y, d[1][4 * n + 1] * y}));
+      const float2 inverse = *reinterpret_cast<const float2*>(peaks.inverse + n * 8 + lane % 4 * 2);
+      const std::uint32_t word =
+          transposed(e4m3_word({d[0][4 * n] * inverse.x, d[1][4 * n] * inverse.x,
+                                d[0][4 * n + 1] * inverse.y, d[1][4 * n + 1] * inverse.y}));
       const int slot = table.slots[n * 8 + lane / 4];
       if (slot >= 0) *reinterpret_cast<std::uint32_t*>(to + std::int64_t{slot} * padded()) = word;
     }
-  }
-  __device__ void store_scale(int token, unsigned peak) const {
-    const int slot = table.slots[token];
-    const std::int64_t blocks = padded() / kFp8ActivationBlock;
-    if (slot >= 0)
-      args.hidden.scales[slot * blocks + row / (2 * kFp8ActivationBlock)] =
-          fp8_activation_scale(__uint_as_float(peak));
   }
 };
 

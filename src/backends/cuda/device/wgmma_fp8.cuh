@@ -35,4 +35,12 @@ __device__ inline void wgmma_e4m3(float (&d)[kWidth / 2], std::uint64_t a, std::
   QT_WGMMA_SHARED("k32.f32.e4m3.e4m3", "");
 }
 
+/// Adds a lane's four sums of eight columns to d, times the scales of its two columns.
+__device__ __forceinline__ void add_scaled_eight(float* d, const float* sums, float2 scales) {
+  d[0] = fmaf(sums[0], scales.x, d[0]);
+  d[1] = fmaf(sums[1], scales.y, d[1]);
+  d[2] = fmaf(sums[2], scales.x, d[2]);
+  d[3] = fmaf(sums[3], scales.y, d[3]);
+}
+
 }  // namespace quatrain::cuda

@@ -9,13 +9,12 @@
 // rows at a time, having decoded the next ones meanwhile; the other warpgroup's products run while
 // it adds.
 //
-// Limits: instructions that decode and add, which hardly run beside products (neighbour_bench), and
-// loads from shared memory that wait for each other.
+// Limits: instructions that decode and add, which hardly run beside products (neighbour_bench). So
+// experts of more tokens have experts_prefill_fp8_wide.cu.
 #include "backends/cuda/cuda_check.h"
 #include "backends/cuda/device/fp8_fragments.cuh"
 #include "backends/cuda/device/prefill_feed.cuh"
 #include "backends/cuda/device/prefill_fp8_results.cuh"
-#include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_fp8.cuh"
 
 namespace quatrain::cuda {
@@ -31,6 +30,7 @@ static_assert(kScalesAt % 8 == 0 && kPeaksAt % 8 == 0 && kFp8TablesAt % 8 == 0);
 static_assert(kFp8SharedBytes <= 232448);
 static_assert(kFp8Columns == kFp8ActivationBlock);
 
+constexpr int kWidestWithScales = 104;  // whose scales stay in registers beside the sums
 using Fp8Widths = WidthList<112, 104, 96, 88, 80, 72, 64, 56, 48, 40, 32, 16>;
 
 constexpr int kSteps = kFp8Columns / 32;           // instructions of 128 columns
@@ -46,7 +46,6 @@ struct Multiplier {
   RingPosition weights;
   RingPosition tokens;
   RingPosition table;
-  int turn;  // of the peaks
   const int warp = uniform_warp_id() % kMultiplyingWarps;
   const std::uint64_t operands = swizzled_operand(shared_address(shared.base + kTokensAt));
   // Read from the first lane: with an address that is the same in all of them a load adds it by
@@ -66,15 +65,8 @@ struct Multiplier {
     const std::uint8_t* packed = packed_rows(block, first_slab);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int slab = first_slab + half * 2 + i;
-      const uint4 codes = slab_codes(packed, slab, lane_id());
-      const std::uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-      const std::uint8_t* scales = slab_scales(packed, slab, lane_id());
-#pragma unroll
-      for (int pair = 0; pair < 2; ++pair)
-        decode_fp8_pair(words[2 * pair], words[2 * pair + 1],
-                        load_fp8_table(tables, scales[2 * pair + 1]),
-                        load_fp8_table(tables, scales[2 * pair + 5]), a[2 * i + pair]);
+      const Slab slab = load_slab(packed, first_slab + half * 2 + i, lane_id());
+      decode_fp8_slab(slab, tables, a[2 * i], a[2 * i + 1]);
     }
   }
 
@@ -89,19 +81,13 @@ struct Multiplier {
     wgmma_commit();
   }
 
+  // The scales of the tokens of the stage.
   template <int kWidth>
-  __device__ __forceinline__ void add(float (&d)[kWidth / 2],
-                                      const float (&sums)[kWidth / 2]) const {
-    const auto* scales = reinterpret_cast<const float*>(shared.base + kScalesAt) +
-                         tokens.at * kWidestFp8Pass + lane_id() % 4 * 2;
+  __device__ __forceinline__ void load_scales(float2 (&scales)[kWidth / 8]) const {
+    const auto* from = reinterpret_cast<const float*>(shared.base + kScalesAt) +
+                       tokens.at * kWidestFp8Pass + lane_id() % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < kWidth / 8; ++n) {
-      const float2 scale = *reinterpret_cast<const float2*>(scales + n * 8);
-      d[4 * n] = fmaf(sums[4 * n], scale.x, d[4 * n]);
-      d[4 * n + 1] = fmaf(sums[4 * n + 1], scale.y, d[4 * n + 1]);
-      d[4 * n + 2] = fmaf(sums[4 * n + 2], scale.x, d[4 * n + 2]);
-      d[4 * n + 3] = fmaf(sums[4 * n + 3], scale.y, d[4 * n + 3]);
-    }
+    for (int n = 0; n < kWidth / 8; ++n) scales[n] = *reinterpret_cast<const float2*>(from + n * 8);
   }
 
   __device__ float2 row_factors(int block) const {
@@ -116,6 +102,7 @@ struct Multiplier {
     float d[kBlocks][kWidth / 2], sums[kWidth / 2];
 #pragma unroll
     for (int i = 0; i < kBlocks * kWidth / 2; ++i) d[i / (kWidth / 2)][i % (kWidth / 2)] = 0;
+    float2 scales[kWidth / 8];
     Operand a[2];
     barrier_wait(shared.weights_full + weights.at, weights.parity);
     float2 factors[kBlocks];
@@ -141,9 +128,15 @@ struct Multiplier {
             decode(0, 0, a[0]);
           }
         }
+        // Both blocks have the same tokens; kept for the second one where there are registers.
+        constexpr bool kKept = kWidth <= kWidestWithScales;
+        if (kKept && block == 0) load_scales<kWidth>(scales);
         wgmma_wait<0>();
         wgmma_results(sums);
-        add<kWidth>(d[block], sums);
+        if (!kKept) load_scales<kWidth>(scales);
+#pragma unroll
+        for (int n = 0; n < kWidth / 8; ++n)
+          add_scaled_eight(d[block] + 4 * n, sums + 4 * n, scales[n]);
         if (block == kBlocks - 1) {
           warp_arrive(shared.tokens_empty + tokens.at);
           tokens.next(kTokenStages);
@@ -159,11 +152,10 @@ struct Multiplier {
                                         float (&d)[kBlocks][kWidth / 2]) {
     barrier_wait(shared.table_full + table.at, table.parity);
     auto& peaks = *reinterpret_cast<HiddenPeaks*>(shared.base + kPeaksAt);
-    const Fp8Results results{args, shared.table(table.at),  peaks, turn, expert,
+    const Fp8Results results{args, shared.table(table.at),  peaks, expert,
                              row,  {factors[0], factors[1]}};
     if constexpr (kFirst) {
       results.template store_hidden<kWidth>(d);
-      turn = (turn + 1) % HiddenPeaks::kTurns;
     } else if (row / kTileRows < projection.row_tiles) {
       results.template store_outputs16<kWidth>(d);
     }
@@ -194,7 +186,7 @@ __device__ void make_ready(const Shared& shared) {
       barrier_init(shared.weights_empty + s, kMultiplyingWarps * kWarpArrivals);
     }
     for (int s = 0; s < kTokenStages; ++s) {
-      barrier_init(shared.tokens_full + s, kGatherThreads);
+      barrier_init(shared.tokens_full + s, kGatherThreads + kGatherThreads / kWarp * kWarpArrivals);
       barrier_init(shared.tokens_empty + s, kMultiplyingWarps * kWarpArrivals);
     }
     for (int s = 0; s < kTableStages; ++s) {
@@ -206,7 +198,7 @@ __device__ void make_ready(const Shared& shared) {
   if (thread < kFp8WindowBinades)
     reinterpret_cast<uint2*>(shared.base + kFp8TablesAt)[thread] = fp8_table(thread);
   if (thread < kWidestFp8Pass)
-    reinterpret_cast<HiddenPeaks*>(shared.base + kPeaksAt)->bits[0][thread] = 0;
+    reinterpret_cast<HiddenPeaks*>(shared.base + kPeaksAt)->bits[thread] = 0;
   __syncthreads();
 }
 
@@ -226,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       fetch_weights(args.common, projection, shared);
   } else {
     raise_registers<232>();
-    Multiplier<kFirst> multiplier{args, projection, shared, {}, {}, {}, 0};
+    Multiplier<kFirst> multiplier{args, projection, shared, {}, {}, {}};
     multiplier.multiply_all(Fp8Widths());
   }
 }
