@@ -185,8 +185,8 @@ TEST_F(CudaExpertsFp8, EveryCodeAtEveryPlaceOfTheWindowIsExact) {
     w1.view().global_scale = 16;
     gpu().pack_expert(layer.packed(), c, w1.view(), w3.view(), w2.view());
   }
-  layer.reserve(480, 1);
-  for (const int tokens : {16, 480}) {  // by the decode and the prefill kernel
+  layer.reserve(1600, 1);
+  for (const int tokens : {16, 480, 1600}) {  // by the decode kernel and both of prefill
     Fp8Layer::Step step;
     step.x.assign(static_cast<std::size_t>(tokens * hidden), 0.0f);
     for (int t = 0; t < tokens; ++t) {
@@ -253,6 +253,8 @@ TEST_F(CudaExpertsFp8, MatchTheCpuForAnyCounts) {
                                                                       {270, 8, 15, 23},
                                                                       {88, 96, 104, 40},
                                                                       {48, 56, 64, 120},
+                                                                      {207, 208, 104, 105},
+                                                                      {209, 30, 1, 160},
                                                                       {0, 0, 0, 300}}) {
     const Fp8Layer::Step step = step_with(counts, hidden, ++seed);
     const std::vector<float> found = on_gpu.run(step), wanted = on_cpu.run(step);

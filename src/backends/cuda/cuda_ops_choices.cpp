@@ -49,8 +49,10 @@ std::vector<std::string> CudaOps::kernel_choices() const {
   }
   if (rows > most)
     lines.push_back(fmt::format(
-        "NVFP4 experts, more than {} rows: tensor cores over sorted tokens, in passes of up to {}",
-        most, cuda::kWidestPass));
+        "NVFP4 experts, more than {} rows: tensor cores over sorted tokens, in passes of up to {}; "
+        "of FP8 inputs {}, from {} rows on {}",
+        most, cuda::kWidestPass, cuda::kWidestFp8Pass,
+        cuda::first_wide_tokens(k, as_int(limits_.num_experts)), cuda::kWidestWidePass));
   return lines;
 }
 

@@ -274,7 +274,9 @@ void CudaOps::prefill_experts(const op::Experts& args, const CudaExperts& all) {
 void CudaOps::prefill_fp8_experts(const op::Experts& args, const CudaExperts& all) {
   cuda::Fp8PrefillArgs launch{.common = prefill_args(args, all)};
   const cuda::RoutedTokens& routed = launch.common.routed;
-  list_expert_passes(launch.common, cuda::kWidestFp8Pass);
+  const bool wide = routed.tokens >= cuda::first_wide_tokens(routed.k, launch.common.w.experts);
+  const auto multiply = wide ? cuda::experts_prefill_fp8_wide : cuda::experts_prefill_fp8;
+  list_expert_passes(launch.common, wide ? cuda::kWidestWidePass : cuda::kWidestFp8Pass);
   const auto rows_in = [](const Buffer& buffer, int rows, int cols) {
     auto* codes = as<std::uint8_t>(buffer);
     const std::int64_t bytes = std::int64_t{rows} * cuda::padded_to(cols, cuda::kChunkCols);
@@ -285,13 +287,13 @@ void CudaOps::prefill_fp8_experts(const op::Experts& args, const CudaExperts& al
   cuda::quantise_expert_rows(f32(args.x), routed.tokens, launch.common.w.hidden, launch.inputs,
                              stream_);
   launch.common.inputs.slots_per_row = cuda::Divisor(routed.k);
-  cuda::experts_prefill_fp8(launch, stream_);
+  multiply(launch, stream_);
 
   launch.common.first = false;
   launch.common.inputs.slots_per_row = {};
   launch.common.outputs16 = as<std::uint16_t>(experts_.outputs);
   launch.inputs = launch.hidden;
-  cuda::experts_prefill_fp8(launch, stream_);
+  multiply(launch, stream_);
   combine_passes(args, launch.common);
 }
 

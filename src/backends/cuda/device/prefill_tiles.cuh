@@ -104,12 +104,15 @@ __device__ inline Shared shared_at(std::uint8_t* base) {
 class TileWalk {
  public:
   __device__ TileWalk(const PrefillArgs& args, const Projection& p)
+      : TileWalk(args, p, blockIdx.x, gridDim.x) {}
+  __device__ TileWalk(const PrefillArgs& args, const Projection& p, unsigned first, unsigned step)
       : tiles_(args.tiles),
         per_expert_((p.row_tiles + kRowTiles - 1) / kRowTiles),
         count_(*args.tile_count * per_expert_),
-        at_(static_cast<int>(blockIdx.x)) {}
+        at_(static_cast<int>(first)),
+        step_(static_cast<int>(step)) {}
   __device__ bool more() const { return at_ < count_; }
-  __device__ void next() { at_ += static_cast<int>(gridDim.x); }
+  __device__ void next() { at_ += step_; }
   __device__ PassTile tile() const { return tiles_[at_ / per_expert_]; }
   __device__ int row_tile() const { return at_ % per_expert_ * kRowTiles; }
 
@@ -118,6 +121,7 @@ class TileWalk {
   int per_expert_;
   int count_;
   int at_;
+  int step_;
 };
 
 }  // namespace quatrain::cuda::prefill

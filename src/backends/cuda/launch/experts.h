@@ -105,7 +105,8 @@ struct PassTile {
   int width = 0;  // of the products: a multiple of 8 that holds the count
 };
 inline constexpr int kWidestPass = 128;
-inline constexpr int kWidestFp8Pass = 112;  // twice as many sums take more registers
+inline constexpr int kWidestFp8Pass = 112;   // twice as many sums take more registers
+inline constexpr int kWidestWidePass = 208;  // of FP8 inputs, two products to an operand
 
 /// The most tiles of any width up to kWidestFp8Pass that `slots` slots of `experts` experts make.
 inline int most_pass_tiles(int slots, int experts) {
@@ -159,5 +160,8 @@ struct Fp8PrefillArgs {
 };
 
 void experts_prefill_fp8(const Fp8PrefillArgs& args, cudaStream_t stream);
+
+/// The same with up to kWidestWidePass slots to a tile.
+void experts_prefill_fp8_wide(const Fp8PrefillArgs& args, cudaStream_t stream);
 
 }  // namespace quatrain::cuda

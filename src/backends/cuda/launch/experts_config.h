@@ -47,6 +47,10 @@ struct DecodeConfig {
 /// shared memory, and with more of them a pass over the weights is bound by the tensor cores.
 int decode_max_tokens(int k);
 
+/// The fewest tokens of k of so many experts each for which experts with FP8 inputs take wide
+/// passes: where an average expert has about as many tokens as one product.
+int first_wide_tokens(int k, int experts);
+
 /// Throws Error when the chip's shared memory is too small for the problem.
 DecodeConfig decode_config(const ExpertsProblem& problem, const ChipLimits& chip);
 
