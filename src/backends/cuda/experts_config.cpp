@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "backends/cuda/launch/experts.h"
 #include "backends/cuda/launch/experts_decode_layout.h"
 #include "core/error.h"
 
@@ -17,9 +18,6 @@ constexpr int kMostSlots = 1536;
 // for less than what passes of 16 tokens cost all others.
 constexpr int kFewTokens = 6;
 
-// Tokens of an average expert, above which wide passes are faster (bench/results, hopper-experts).
-constexpr int kWideTokens = 96;
-
 int tile_tokens_for(const ExpertsProblem& p) {
   if (p.parts > 1) return 8;  // whose parts take the place of more
   return std::int64_t{p.tokens} * p.k <= std::int64_t{kFewTokens} * p.experts ? 8 : 16;
@@ -29,7 +27,7 @@ int tile_tokens_for(const ExpertsProblem& p) {
 
 int decode_max_tokens(int k) { return std::min(kMostTokens, kMostSlots / std::max(1, k)); }
 
-int first_wide_tokens(int k, int experts) { return kWideTokens * experts / std::max(1, k) + 1; }
+int first_wide_tokens(int k, int experts) { return kWidestFp8Pass * experts / std::max(1, k) + 1; }
 
 DecodeConfig decode_config(const ExpertsProblem& p, const ChipLimits& chip) {
   DecodeConfig config{

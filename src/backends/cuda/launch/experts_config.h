@@ -48,7 +48,7 @@ struct DecodeConfig {
 int decode_max_tokens(int k);
 
 /// The fewest tokens of k of so many experts each for which experts with FP8 inputs take wide
-/// passes: where an average expert has about as many tokens as one product.
+/// passes: where an average expert has more tokens than one narrow pass.
 int first_wide_tokens(int k, int experts);
 
 /// Throws Error when the chip's shared memory is too small for the problem.
