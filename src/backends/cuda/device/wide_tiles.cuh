@@ -13,7 +13,6 @@
 namespace quatrain::cuda::prefill::wide {
 
 inline constexpr int kHalves = 2;  // of a tile's tokens, one product each
-inline constexpr int kWidestHalf = kWidestWidePass / kHalves;
 inline constexpr int kGatherWarps = 3;
 inline constexpr int kGatherSteps = (kWidestWidePass + kGatherStep - 1) / kGatherStep;
 inline constexpr int kSupplyTokens = (kWidestWidePass + kWarp - 1) / kWarp;  // of a lane
