@@ -159,18 +159,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ std::uint8_t unaligned[];
   const Shared shared = shared_at(unaligned + (1024 - shared_address(unaligned) % 1024) % 1024);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kWeightStages; ++s) {
-      barrier_init(shared.weights_full + s, 1);
-      barrier_init(shared.weights_empty + s, kMultiplyingWarps);
-    }
-    for (int s = 0; s < kTokenStages; ++s) {
-      barrier_init(shared.tokens_full + s, kGatherThreads);
-      barrier_init(shared.tokens_empty + s, kMultiplyingWarps);
-    }
-    for (int s = 0; s < kTableStages; ++s) {
-      barrier_init(shared.table_full + s, kGatherThreads);
-      barrier_init(shared.table_empty + s, kMultiplyingWarps);
-    }
+    init_ring(shared.weights_full, 1, shared.weights_empty, kMultiplyingWarps, kWeightStages);
+    init_ring(shared.tokens_full, kGatherThreads, shared.tokens_empty, kMultiplyingWarps,
+              kTokenStages);
+    init_ring(shared.table_full, kGatherThreads, shared.table_empty, kMultiplyingWarps,
+              kTableStages);
     barrier_init_fence();
   }
   __syncthreads();  // barriers are ready

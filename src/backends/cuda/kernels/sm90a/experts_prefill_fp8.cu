@@ -181,18 +181,11 @@ struct Multiplier {
 __device__ void make_ready(const Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
-    for (int s = 0; s < kWeightStages; ++s) {
-      barrier_init(shared.weights_full + s, 1);
-      barrier_init(shared.weights_empty + s, kMultiplyingWarps * kWarpArrivals);
-    }
-    for (int s = 0; s < kTokenStages; ++s) {
-      barrier_init(shared.tokens_full + s, kGatherThreads + kGatherThreads / kWarp * kWarpArrivals);
-      barrier_init(shared.tokens_empty + s, kMultiplyingWarps * kWarpArrivals);
-    }
-    for (int s = 0; s < kTableStages; ++s) {
-      barrier_init(shared.table_full + s, kGatherThreads);
-      barrier_init(shared.table_empty + s, kMultiplyingWarps * kWarpArrivals);
-    }
+    constexpr int kReaders = kMultiplyingWarps * kWarpArrivals;
+    init_ring(shared.weights_full, 1, shared.weights_empty, kReaders, kWeightStages);
+    init_ring(shared.tokens_full, kGatherThreads + kGatherThreads / kWarp * kWarpArrivals,
+              shared.tokens_empty, kReaders, kTokenStages);
+    init_ring(shared.table_full, kGatherThreads, shared.table_empty, kReaders, kTableStages);
     barrier_init_fence();
   }
   if (thread < kFp8WindowBinades)

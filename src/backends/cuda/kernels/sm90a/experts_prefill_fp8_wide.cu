@@ -174,18 +174,12 @@ struct Multiplier {
 __device__ void make_ready(Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
-    for (int s = 0; s < kWeightStages; ++s) {
-      barrier_init(shared.weights_full + s, 1);
-      barrier_init(shared.weights_empty + s, kMultiplyingWarps * kWarpArrivals);
-    }
-    for (int s = 0; s < kTokenStages; ++s) {
-      barrier_init(shared.tokens_full + s, kGatherWarps * kWarp + kWarpArrivals);
-      barrier_init(shared.tokens_empty + s, kMultiplyingWarps * kWarpArrivals);
-    }
-    for (int s = 0; s < kTableStages; ++s) {
-      barrier_init(shared.table_full + s, kWarpArrivals);
-      barrier_init(shared.table_empty + s, (kMultiplyingWarps + kGatherWarps) * kWarpArrivals);
-    }
+    constexpr int kReaders = kMultiplyingWarps * kWarpArrivals;
+    prefill::init_ring(shared.weights_full, 1, shared.weights_empty, kReaders, kWeightStages);
+    prefill::init_ring(shared.tokens_full, kGatherWarps * kWarp + kWarpArrivals,
+                       shared.tokens_empty, kReaders, kTokenStages);
+    prefill::init_ring(shared.table_full, kWarpArrivals, shared.table_empty,
+                       kReaders + kGatherWarps * kWarpArrivals, kTableStages);
     barrier_init(&shared.peaks_full, 1);
     barrier_init_fence();
   }
