@@ -53,7 +53,8 @@ void size_for(const std::vector<BenchTest>& tests, EngineOptions& options) {
     options.max_model_len = std::max(options.max_model_len, test.depth + test.prompt + test.output);
     options.max_num_seqs = std::max(options.max_num_seqs, test.batch);
   }
-  options.max_num_batched_tokens = std::max(options.max_num_batched_tokens, options.max_num_seqs);
+  std::int64_t& rows = options.max_num_batched_tokens;
+  if (rows > 0) rows = std::max(rows, options.max_num_seqs);
 }
 
 double count_parameters(const V4Config& config) {

@@ -15,6 +15,8 @@
 namespace quatrain::apps {
 namespace {
 
+constexpr std::int64_t kMostRows = 512;  // of a step where nobody says how many, all with logits
+
 struct LogitsFlags {
   ModelFlags model;
   std::string ids;
@@ -103,7 +105,8 @@ void logits(LogitsFlags& flags) {
   const std::vector<std::int32_t> ids = read_ids(flags.ids);
   const auto total = static_cast<std::int64_t>(ids.size());
   EngineOptions& options = flags.model.options;
-  if (flags.chunks.empty()) flags.chunks = {std::min(options.max_num_batched_tokens, total)};
+  const std::int64_t rows = options.max_num_batched_tokens;
+  if (flags.chunks.empty()) flags.chunks = {std::min(rows == 0 ? kMostRows : rows, total)};
   options.max_num_batched_tokens = options.max_logit_rows =
       *std::max_element(flags.chunks.begin(), flags.chunks.end());
   if (options.max_model_len == 0) options.max_model_len = total;

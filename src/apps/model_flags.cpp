@@ -36,8 +36,10 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("-c,--max-model-len,--ctx-size,--ctx,--context-length", options.max_model_len,
                  "Context in tokens; 0 takes the checkpoint's maximum, at most 8192")
       ->capture_default_str();
-  app.add_option("--max-num-batched-tokens,--chunked-prefill-size", options.max_num_batched_tokens,
-                 "Tokens of a prompt that run in one step")
+  app.add_option(
+         "--max-num-batched-tokens,--chunked-prefill-size", options.max_num_batched_tokens,
+         "Tokens of prompts that run in one step; 0 takes 512 on the CPU and 4096 on a GPU, "
+         "or fewer where memory is short")
       ->capture_default_str();
   app.add_option("--expert-activations", expert_activations,
                  "Inputs of the routed experts: auto (int8 on the CPU, bf16 on a GPU), fp32, bf16, "

@@ -43,6 +43,8 @@ std::vector<double> window_losses(ModelRunner& runner, std::span<const std::int3
 
 namespace {
 
+constexpr std::int64_t kMostRows = 256;  // of a step, all with logits
+
 struct PerplexityFlags {
   ModelFlags model;
   std::string file;
@@ -87,8 +89,8 @@ void perplexity(PerplexityFlags& flags) {
   if (options.max_model_len == 0) options.max_model_len = flags.window;
   if (flags.window > options.max_model_len)
     fail("--window {} is above the context of {} tokens", flags.window, options.max_model_len);
-  options.max_logit_rows = options.max_num_batched_tokens =
-      std::min<std::int64_t>(options.max_num_batched_tokens, 256);
+  std::int64_t& rows = options.max_num_batched_tokens;
+  options.max_logit_rows = rows = rows == 0 ? kMostRows : std::min(rows, kMostRows);
   LoadedEngine engine(flags.model);
   const Tokenizer tokenizer = load_tokenizer(flags.model.model, engine.config());
   const std::vector<std::int32_t> ids = tokenizer.encode(read_text(flags.file), AddedTokens::kText);

@@ -72,7 +72,8 @@ Served load(const ServeFlags& flags, server::Service& service) {
   options.max_queued_requests = flags.service.max_queued_requests;
   options.max_queued_tokens = flags.service.max_queued_tokens;
   options.prefix_snapshots = flags.prefix_caching ? flags.prefix_snapshots : 0;
-  options.snapshot_interval = flags.snapshot_interval;
+  const bool is_cpu = served.model->ops().backend_name() == "cpu";
+  options.snapshot_interval = flags.snapshot_interval.value_or(is_cpu ? kBlockTokens : 0);
   served.engine = make_engine(served.model->runner(), options);
   return served;
 }

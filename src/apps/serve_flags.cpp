@@ -112,10 +112,11 @@ void ServeFlags::add_engine(CLI::App& app) {
                  "States kept to resume shared prefixes from; 0: no prefix cache")
       ->check(CLI::Range(0, 1'000'000))
       ->capture_default_str();
-  app.add_option("--snapshot-interval", snapshot_interval,
-                 "Tokens of a prompt between them, a multiple of 128; 0: only its last one")
-      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))
-      ->capture_default_str();
+  app.add_option(
+         "--snapshot-interval", snapshot_interval,
+         "Tokens of a prompt between them, a multiple of 128, and where a chunk ends anyway; "
+         "0: only there. Unset: 128 on the CPU, 0 on a GPU, which wants long chunks")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30));
   app.add_option("--workers", service.workers, "Threads that read and tokenise requests")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
@@ -203,13 +204,13 @@ void ServeFlags::resolve() {
                                                : ReasoningEffort::kLow;
   service.defaults.effort_table =
       effort_table == "0731" ? EffortTable::k0731 : EffortTable::kPreview;
-  if (snapshot_interval % kBlockTokens != 0)
+  if (snapshot_interval && *snapshot_interval % kBlockTokens != 0)
     fail("--snapshot-interval: expected a multiple of {} tokens, found {}", kBlockTokens,
-         snapshot_interval);
+         *snapshot_interval);
   if (kv_cache_tokens > 0)
     model.options.kv_blocks = (kv_cache_tokens + kBlockTokens - 1) / kBlockTokens;
-  model.options.max_num_batched_tokens =
-      std::max(model.options.max_num_batched_tokens, model.options.max_num_seqs);
+  std::int64_t& rows = model.options.max_num_batched_tokens;
+  if (rows > 0) rows = std::max(rows, model.options.max_num_seqs);
   read_generation_config();
 }
 

@@ -23,7 +23,7 @@ struct ServeFlags {
   std::string log_level = "info";
   bool prefix_caching = true;
   std::int64_t prefix_snapshots = 64;
-  std::int64_t snapshot_interval = kBlockTokens;
+  std::optional<std::int64_t> snapshot_interval;  // none: by backend
   std::int64_t kv_cache_tokens = 0;
   bool log_json = false;
   double simulate = 0;                 // tokens a second of an engine without a model; 0: the model

@@ -63,6 +63,7 @@ class Interceptor : public Ops {
   std::vector<std::string> kernel_choices() const override { return inner_.kernel_choices(); }
   DType activation_dtype() const override { return inner_.activation_dtype(); }
   DType cache_dtype() const override { return inner_.cache_dtype(); }
+  std::int64_t prompt_rows() const override { return inner_.prompt_rows(); }
   MemoryInfo memory() override { return inner_.memory(); }
   Buffer allocate(std::int64_t bytes) override { return inner_.allocate(bytes); }
   void upload(const Tensor& device, const void* host) override { inner_.upload(device, host); }

@@ -84,6 +84,9 @@ class Ops {
   /// (core/packed_row.h), whose values must be on the grid.
   virtual DType cache_dtype() const { return activation_dtype(); }
 
+  /// Rows of a step from which on prompts gain little by more.
+  virtual std::int64_t prompt_rows() const { return 512; }
+
   // ---- memory ----
   virtual MemoryInfo memory() { return {}; }
   virtual Buffer allocate(std::int64_t bytes) = 0;

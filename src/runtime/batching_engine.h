@@ -20,8 +20,8 @@ struct SchedulerOptions {
   /// prefix cache off.
   std::int64_t prefix_snapshots = 64;
   /// Tokens between them inside a prompt, a multiple of kBlockTokens. Chunks of a prompt end there,
-  /// so more is faster to prefill and resumes earlier; 0 keeps only a prompt's last one and those
-  /// where prompts were seen to part.
+  /// so more is faster to prefill and resumes earlier; with 0 they end at a prompt's last border,
+  /// where prompts were seen to part, and where a step has no more room.
   std::int64_t snapshot_interval = kBlockTokens;
   std::optional<std::uint64_t> prefix_salt = {};  ///< of the prefix keys; none: drawn
 };

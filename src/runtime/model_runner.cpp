@@ -9,6 +9,7 @@
 namespace quatrain {
 namespace {
 
+constexpr std::int64_t kFewestFreeRows = 512;               // of a step, where nobody says how many
 constexpr std::int64_t kMaxBlocks = std::int64_t{1} << 24;  // rows of a pool stay far below 2^31
 
 // Rows of logits that the host gets.
@@ -26,7 +27,7 @@ std::int64_t device_rows(const SequenceChunk& chunk) {
 
 }  // namespace
 
-void EngineOptions::resolve(const V4Config& config) {
+void EngineOptions::resolve(const V4Config& config, const Ops& ops) {
   if (max_model_len == 0) max_model_len = std::min(config.max_positions, kDefaultContext);
   if (max_logit_rows == 0) max_logit_rows = max_num_seqs;
   const auto in_range = [](const char* name, std::int64_t value, std::int64_t low,
@@ -36,6 +37,9 @@ void EngineOptions::resolve(const V4Config& config) {
   };
   in_range("max-model-len", max_model_len, 1, config.max_positions);
   in_range("max-num-seqs", max_num_seqs, 1, 1 << 16);
+  if (max_num_batched_tokens == 0)
+    max_num_batched_tokens =
+        std::clamp(ops.prompt_rows(), max_num_seqs, max_num_seqs * max_model_len);
   in_range("max-num-batched-tokens", max_num_batched_tokens, 1, 1 << 20);
   const std::int64_t full = blocks_per_sequence(*this);
   if (kv_blocks == 0) kv_blocks = max_num_seqs * full;
@@ -48,9 +52,11 @@ void EngineOptions::resolve(const V4Config& config) {
 ModelRunner::ModelRunner(Ops& ops, const ModelSource& source, EngineOptions options,
                          const LoadEvents& events)
     : ops_(ops), config_(source.config), options_(std::move(options)) {
-  options_.resolve(config_);
+  const bool rows_are_free = options_.max_num_batched_tokens == 0;
+  options_.resolve(config_, ops_);
   const WeightList list = list_weights(source.checkpoint, config_, options_.mtp);
   plan_ = plan_memory(ops_, config_, options_, list);
+  if (rows_are_free) shorten_steps(list);
   if (events.plan) events.plan(plan_);
   plan_.check();
   weights_ = load_weights(
@@ -132,6 +138,16 @@ void ModelRunner::make_outputs() {
       Tensor(memory_.back().data(), DType::kF32, {options_.max_logit_rows, config_.vocab_size});
   sampler_ = std::make_unique<SlotSampler>(ops_, config_.vocab_size, options_.max_num_seqs,
                                            options_.max_logit_rows);
+}
+
+// Halves the rows of a step until the model fits the memory, as long as that may help.
+void ModelRunner::shorten_steps(const WeightList& list) {
+  std::int64_t& rows = options_.max_num_batched_tokens;
+  const std::int64_t fewest = std::max(options_.max_num_seqs, kFewestFreeRows);
+  while (plan_.missing() > 0 && rows / 2 >= fewest) {
+    rows /= 2;
+    plan_ = plan_memory(ops_, config_, options_, list);
+  }
 }
 
 // A decode step's shape depends on its padded row count alone, so a recording per count serves

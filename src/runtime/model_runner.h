@@ -100,6 +100,7 @@ class ModelRunner {
  private:
   void make_inputs();
   void make_outputs();
+  void shorten_steps(const WeightList& list);
   void record_decode_steps(const LoadEvents::Progress& progress);
   void lay_out(std::int64_t rows, std::int64_t wanted);
   void fill_rows(std::span<const SequenceChunk> chunks, std::int64_t padded = 0);

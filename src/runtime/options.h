@@ -13,17 +13,20 @@ struct EngineOptions {
   std::int64_t max_model_len = 0;
   std::int64_t max_num_seqs = 1;  ///< sequences held at once
   std::int64_t kv_blocks = 0;     ///< of 128 tokens, for all sequences; 0: every one may be full
-  std::int64_t max_num_batched_tokens = 512;  ///< rows of one step; longer prompts run in chunks
-  std::int64_t max_logit_rows = 0;            ///< rows with logits in one step; 0: one per sequence
-  bool mtp = false;                           ///< load the MTP block
-  bool record = true;                         ///< replay recorded decode steps where a backend can
+  /// Rows of one step; longer prompts run in chunks. 0: Ops::prompt_rows(), or fewer where memory
+  /// is short.
+  std::int64_t max_num_batched_tokens = 0;
+  std::int64_t max_logit_rows = 0;  ///< rows with logits in one step; 0: one per sequence
+  bool mtp = false;                 ///< load the MTP block
+  bool record = true;               ///< replay recorded decode steps where a backend can
   bool guard = false;  ///< abort when an operation allocates inside a step (tests, debugging)
   Numerics numerics;
 
   static constexpr std::int64_t kDefaultContext = 8192;
 
-  /// Fills the defaults that depend on the model and throws on values out of range.
-  void resolve(const V4Config& config);
+  /// Fills the defaults that depend on the model and the backend, and throws on values out of
+  /// range.
+  void resolve(const V4Config& config, const Ops& ops);
 };
 
 /// Blocks of the pools that a sequence of the greatest length takes.

@@ -205,8 +205,18 @@ void Scheduler::share_rows(StepPlan& plan) const {
   std::int64_t half = rows / 2;
   for (StepPlan::Chunk* chunk : shortest) half -= give(*chunk, half);
   for (StepPlan::Chunk& chunk : prompts) give(chunk, rows);
-  for (const StepPlan::Chunk& chunk : prompts)
+  for (StepPlan::Chunk& chunk : prompts) {
+    end_at_border(chunk);
     if (chunk.count > 0) plan.chunks.push_back(chunk);
+  }
+}
+
+void Scheduler::end_at_border(StepPlan::Chunk& chunk) const {
+  const Sequence& sequence = *chunk.sequence;
+  const std::int64_t end = sequence.computed + chunk.count;
+  const std::int64_t border = end / kBlockTokens * kBlockTokens;
+  if (limits_.snapshots > 0 && border > sequence.computed && end < next_stop(sequence))
+    chunk.count = border - sequence.computed;
 }
 
 // Where the next chunk must end at the latest.
@@ -217,8 +227,9 @@ std::int64_t Scheduler::next_stop(const Sequence& sequence) const {
   return sequence.size();
 }
 
-// Inside a prompt: at regular distances, at its last border, and where an earlier prompt is known
-// to go on differently. Inside the output: at every border, which costs no extra step.
+// Chunks end there for the sake of a snapshot. Inside a prompt: at regular distances, at its last
+// border, and where an earlier prompt is known to go on differently. Inside the output: at every
+// border, which costs no extra step. Other chunks that end at a border leave one as well.
 bool Scheduler::wants_snapshot(const Sequence& sequence, std::int64_t border) const {
   if (limits_.snapshots == 0) return false;
   if (border >= sequence.prompt_size || border == sequence.learned_border) return true;
@@ -237,8 +248,7 @@ std::optional<std::int64_t> Scheduler::complete(const StepPlan::Chunk& chunk) {
     pool_.publish(sequence.blocks[static_cast<std::size_t>(b)],
                   sequence.keys[static_cast<std::size_t>(b)], tokens_of_block(sequence, b));
 
-  if (sequence.computed % kBlockTokens != 0 || !wants_snapshot(sequence, sequence.computed))
-    return {};
+  if (sequence.computed % kBlockTokens != 0) return {};
   const PrefixKey& key = sequence.keys[static_cast<std::size_t>(blocks - 1)];
   if (snapshots_.use(key)) return {};
   if (sequence.computed > sequence.prompt_size) {

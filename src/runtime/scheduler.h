@@ -10,6 +10,8 @@
 //     the rest the oldest first, so that none starves. Lower priorities come before both orders.
 //   - When blocks run out the last sequence in order of (priority, arrival) gives up what it holds
 //     and waits for its turn again; its tokens run again then. The first in that order never does.
+//   - A prompt's chunk that does not come as far as it may ends at a multiple of kBlockTokens if it
+//     reaches one: the slot's state is worth a snapshot there, and that costs no step of its own.
 //   - A prefix is resumed where all of its blocks and a snapshot of the slot's state are still
 //     there: at a multiple of kBlockTokens, and one token before the end at the latest. A sequence
 //     waits for a prompt that is just running more of its prefix, and lets others pass meanwhile.
@@ -26,12 +28,13 @@ namespace quatrain {
 
 struct SchedulerLimits {
   std::int64_t slots = 1;
-  std::int64_t blocks = 1;             ///< at least those of the longest sequence
-  std::int64_t step_tokens = 1;        ///< rows of one step, at least `slots`
-  std::int64_t step_logit_rows = 1;    ///< at least `slots`
-  std::int64_t snapshots = 0;          ///< 0: no prefix cache
-  std::int64_t snapshot_interval = 0;  ///< tokens between snapshots inside a prompt; 0: none
-  std::uint64_t salt = 0;              ///< of the prefix keys
+  std::int64_t blocks = 1;           ///< at least those of the longest sequence
+  std::int64_t step_tokens = 1;      ///< rows of one step, at least `slots`
+  std::int64_t step_logit_rows = 1;  ///< at least `slots`
+  std::int64_t snapshots = 0;        ///< 0: no prefix cache
+  std::int64_t snapshot_interval =
+      0;                   ///< inside a prompt chunks end there at the latest; 0: do not
+  std::uint64_t salt = 0;  ///< of the prefix keys
 };
 
 struct StepPlan {
@@ -95,6 +98,7 @@ class Scheduler {
   void extend_keys(Sequence& sequence, std::int64_t blocks) const;
   bool wants_snapshot(const Sequence& sequence, std::int64_t border) const;
   std::int64_t next_stop(const Sequence& sequence) const;
+  void end_at_border(StepPlan::Chunk& chunk) const;
 
   SchedulerLimits limits_;
   BlockPool pool_;

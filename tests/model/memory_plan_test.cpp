@@ -107,7 +107,7 @@ TEST(MemoryPlan, TheContextItSuggestsFits) {
   const WeightList list = list_weights(checkpoint, config, false);
   CpuOps cpu(2);
   EngineOptions o = options();
-  o.resolve(config);
+  o.resolve(config, cpu);
   const MemoryPlan roomy = plan_memory(cpu, config, o, list);
   const std::int64_t free = (roomy.total() - roomy.caches / 3) * 100 / 99;
   SmallMachine machine(cpu, free);
@@ -128,8 +128,46 @@ TEST(MemoryPlan, TheContextItSuggestsFits) {
   EXPECT_LT(suggested, 2048);
   o.max_model_len = suggested;
   o.kv_blocks = 0;
-  o.resolve(config);
+  o.resolve(config, cpu);
   EXPECT_EQ(plan_memory(machine, config, o, list).missing(), 0);
+}
+
+// A backend that likes long steps, on a machine with as much memory as the test says.
+class LongSteps final : public Interceptor {
+ public:
+  LongSteps(Ops& ops, std::int64_t free) : Interceptor(ops), free_(free) {}
+  MemoryInfo memory() override { return {.free = free_, .total = free_}; }
+  std::int64_t prompt_rows() const override { return 4096; }
+
+ private:
+  std::int64_t free_;
+};
+
+TEST(MemoryPlan, RowsOfAStepThatNobodyChoseAreTheBackendsAndFitItsMemory) {
+  RandomModel model;
+  CpuOps cpu(2);
+  EngineOptions o = options();
+  const auto rows_of = [&](std::int64_t free) {
+    LongSteps machine(cpu, free);
+    const ModelRunner runner(machine, model.write(), o);
+    EXPECT_EQ(runner.plan().missing(), 0);
+    EXPECT_EQ(runner.plan().options.max_num_batched_tokens,
+              runner.options().max_num_batched_tokens);
+    return runner.options().max_num_batched_tokens;
+  };
+  EXPECT_EQ(rows_of(kPlenty), 64);  // as asked for
+  o.max_num_batched_tokens = 0;
+  EXPECT_EQ(rows_of(kPlenty), 4096);
+  LongSteps machine(cpu, kPlenty);
+  o.max_num_batched_tokens = 1024;
+  const std::int64_t for_1024 = ModelRunner(machine, model.write(), o).plan().total() * 100 / 98;
+  o.max_num_batched_tokens = 0;
+  EXPECT_EQ(rows_of(for_1024), 1024);
+  EXPECT_THROW(rows_of(1 << 20), Error);
+
+  o.max_model_len = 300;  // three sequences of it have no more
+  EXPECT_EQ(rows_of(kPlenty), 900);
+  EXPECT_EQ(ModelRunner(cpu, model.write(), o).options().max_num_batched_tokens, 512);
 }
 
 TEST(MemoryPlan, DecodeBuckets) {

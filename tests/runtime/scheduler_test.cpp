@@ -303,6 +303,39 @@ TEST(Scheduler, PromptsThatArriveTogetherRunTheirCommonPrefixOnce) {
   }
 }
 
+TEST(Scheduler, ChunksThatStepsCutShortEndAtBordersAndAreResumedThere) {
+  SchedulerLimits l = limits(3, 400, 1000, 20);
+  l.snapshot_interval = 0;
+  FakeDevice device(l);
+  Tokens tokens(2500, 1);
+  auto first = sequence(1, tokens);
+  auto decoding = sequence(2, Tokens(1, 5));
+  device.scheduler.add(*decoding);
+  device.step();
+  decoding->tokens.push_back(6);
+  device.scheduler.add(*first);
+  // 999 rows are left; the last border is one chunk's end, and the rest another.
+  for (const std::int64_t end : {896, 1792, 2432, 2500}) {
+    device.step();
+    EXPECT_EQ(first->computed, end);
+    decoding->tokens.push_back(6);
+  }
+  // Parts from the first after 1000 tokens, and finds what the first chunk left.
+  std::fill(tokens.begin() + 1000, tokens.end(), 2);
+  auto second = sequence(3, tokens);
+  device.scheduler.add(*second);
+  device.step();
+  EXPECT_EQ(second->cached_tokens, 896);
+
+  // Without a prefix cache steps are full.
+  l.snapshots = 0;
+  FakeDevice other(l);
+  auto alone = sequence(4, Tokens(2500, 1));
+  other.scheduler.add(*alone);
+  other.step();
+  EXPECT_EQ(alone->computed, 1000);
+}
+
 TEST(Scheduler, AnotherSaltKnowsNoPrefix) {
   const Tokens block(kBlockTokens, 7);
   const PrefixKey a = extend_prefix({.low = 1, .high = 0}, block);

@@ -56,6 +56,8 @@ class CudaOps final : public Ops {
   std::vector<std::string> kernel_choices() const override;
   DType activation_dtype() const override { return DType::kF32; }
   DType cache_dtype() const override { return cache_dtype_; }
+  /// Weights of experts are read once for all of them: 512 rows run at half of the rate.
+  std::int64_t prompt_rows() const override { return 4096; }
 
   MemoryInfo memory() override;
   Buffer allocate(std::int64_t bytes) override;
