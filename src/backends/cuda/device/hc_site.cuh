@@ -69,6 +69,7 @@ __device__ inline void await_unit() {
 /// A lane's channel of them.
 struct SharedChannel {
   static constexpr int kGroupsAtOnce = 1;  // little code
+  static constexpr bool kInOwnOrder = false;
   const UnitWeights& fn;
   __device__ float weight(int mix, int stream) const { return fn[mix * kHc + stream][lane_id()]; }
 };
@@ -76,6 +77,7 @@ struct SharedChannel {
 /// The weights of a channel, for as long as a thread lives.
 struct Channel {
   static constexpr int kGroupsAtOnce = kMixes / kGroup;
+  static constexpr bool kInOwnOrder = false;
   float fn[kMixes][kHc];
 
   /// Zeros for index −1.
@@ -89,6 +91,28 @@ struct Channel {
                        : load_weight(site.fn + std::int64_t{i * kHc + s} * site.width + index);
   }
   __device__ float weight(int mix, int stream) const { return fn[mix][stream]; }
+};
+
+/// The same for many tokens: in every group, mix i ^ (lane % kGroup) stands in place i. So lanes
+/// that exchange halves of a group in sum_group() have what they keep in the same places.
+struct OrderedChannel : Channel {
+  static constexpr bool kInOwnOrder = true;
+
+  __device__ OrderedChannel(const HcPreArgs& site, int index) : Channel(site, index) {
+#pragma unroll
+    for (int half = kGroup / 2; half > 0; half /= 2) {
+      const bool swaps = (lane_id() & half) != 0;
+#pragma unroll
+      for (int i = 0; i < kMixes; ++i)
+#pragma unroll
+        for (int s = 0; s < kHc; ++s) {
+          if ((i & half) != 0) continue;
+          const float low = fn[i][s], high = fn[i + half][s];
+          fn[i][s] = swaps ? high : low;
+          fn[i + half][s] = swaps ? low : high;
+        }
+    }
+  }
 };
 
 /// A channel of all streams once the update has been applied; `comb` holds the matrix's rows.
@@ -109,11 +133,14 @@ __device__ inline void update_channel(float f, const float4& post, const float4 
 
 // ---- of a unit: a warp, a channel per lane ----
 
-/// Sums each of x[0, kGroup) over the warp; lane l returns the sum of x[l % kGroup].
+/// Sums each value of a group over the warp; lane l returns the sum of value l % kGroup. Value i is
+/// x[i], or in a lane's own order x[i ^ (lane % kGroup)].
+template <bool kInOwnOrder>
 __device__ inline float sum_group(float (&x)[kGroup]) {
 #pragma unroll
   for (int half = kGroup / 2; half > 0; half /= 2) {
-    const bool upper = (lane_id() & half) != 0;  // keeps the upper half, and gives the lower away
+    // Keeps the upper half, and gives the lower away.
+    const bool upper = !kInOwnOrder && (lane_id() & half) != 0;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
       const float kept = upper ? x[i + half] : x[i];
@@ -141,7 +168,7 @@ __device__ inline float unit_values(const AnyChannel& channel, const float (&v)[
 #pragma unroll
       for (int s = 1; s < kHc; ++s) sums[i] = fmaf(channel.weight(g + i, s), v[s], sums[i]);
     }
-    const float total = sum_group(sums);
+    const float total = sum_group<AnyChannel::kInOwnOrder>(sums);
     if (lane_id() / kGroup == g / kGroup) mine = total;
   }
   return mine;

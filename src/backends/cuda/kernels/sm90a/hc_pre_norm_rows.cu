@@ -9,6 +9,7 @@
 // The second takes a block per token: it adds the parts up, balances the matrix in a warp of its
 // own, and collapses the streams, which are on their way to registers from the start.
 #include <algorithm>
+#include <cstddef>
 
 #include "backends/cuda/device/async_copy.cuh"
 #include "backends/cuda/device/dependent.cuh"
@@ -21,6 +22,7 @@ namespace {
 using namespace hc;
 
 constexpr int kLeastRows = 9;   // fewer are one turn of the clusters
+constexpr int kManyRows = 256;  // for which it pays to order a warp's weights
 constexpr int kMaxGroups = 16;  // of tokens
 
 // ---- streams and parts of the mixes ----
@@ -39,23 +41,55 @@ constexpr int kChunks = kWarp / 4;  // of 16 bytes in a row of a stage
 constexpr int kUpdateChunks = kChunks + 1 + kHc;
 static_assert(kHc * kChunks == kWarp && kUpdateChunks <= kWarp);
 
-// Lane l copies chunk l of the streams and, of what the update needs, chunk l of f, post and comb.
-__device__ void fetch(const HcPreNormArgs& args, std::int64_t t, int unit, Stage& stage) {
-  const std::int64_t width = args.pre.width;
-  const int lane = lane_id();
-  const int channel = unit * kWarp + lane % kChunks * 4;
-  copy16_async(&stage.streams[lane / kChunks][lane % kChunks * 4],
-               args.pre.streams + (t * kHc + lane / kChunks) * width + channel);
-  if (args.update.f == nullptr || lane >= kUpdateChunks) return;
-  if (lane < kChunks)
-    copy16_async(&stage.f[4 * lane], args.update.f + t * width + channel);
-  else if (lane == kChunks)
-    copy16_async(&stage.post, args.update.post + t * kHc);
-  else
-    copy16_async(&stage.comb[lane - kChunks - 1],
-                 args.update.comb + (t * kHc + lane - kChunks - 1) * kHc);
-}
+// What a lane copies of one token after the other: lane l chunk l of the streams and, of what the
+// update needs, chunk l of f, post and comb.
+class LaneCopies {
+ public:
+  // From token t on.
+  __device__ LaneCopies(const HcPreNormArgs& args, std::int64_t t, int unit, Stage* ring)
+      : stage_(shared_address(ring)) {
+    const std::int64_t width = args.pre.width;
+    const int lane = lane_id();
+    const int channel = unit * kWarp + lane % kChunks * 4;
+    streams_ = args.pre.streams + (t * kHc + lane / kChunks) * width + channel;
+    streams_step_ = kHc * width;
+    if (args.update.f == nullptr || lane >= kUpdateChunks) return;
+    if (lane < kChunks) {
+      update_ = args.update.f + t * width + channel;
+      update_step_ = args.pre.width;
+      update_to_ = offsetof(Stage, f) + 16 * lane;
+    } else if (lane == kChunks) {
+      update_ = args.update.post + t * kHc;
+      update_step_ = kHc;
+      update_to_ = offsetof(Stage, post);
+    } else {
+      const int row = lane - kChunks - 1;
+      update_ = args.update.comb + (t * kHc + row) * kHc;
+      update_step_ = kHc * kHc;
+      update_to_ = offsetof(Stage, comb) + 16 * row;
+    }
+  }
 
+  // The next token, to a place of the ring.
+  __device__ void fetch(int place) {
+    const std::uint32_t stage = stage_ + place * static_cast<std::uint32_t>(sizeof(Stage));
+    copy16(stage + 16 * lane_id(), streams_);
+    streams_ += streams_step_;
+    if (update_ == nullptr) return;
+    copy16(stage + update_to_, update_);
+    update_ += update_step_;
+  }
+
+ private:
+  static_assert(offsetof(Stage, streams) == 0 && kHc * kChunks == kWarp);
+  const float* streams_;
+  const float* update_ = nullptr;
+  std::int64_t streams_step_;
+  int update_step_ = 0;
+  std::uint32_t stage_, update_to_ = 0;
+};
+
+template <class AnyChannel>
 __global__ void __launch_bounds__(kUpdateWarps* kWarp, 2)
     hc_update_kernel(const __grid_constant__ HcPreNormArgs args) {
   __shared__ Stage stages[kUpdateWarps][kRing];
@@ -65,36 +99,40 @@ __global__ void __launch_bounds__(kUpdateWarps* kWarp, 2)
   const int unit = static_cast<int>(blockIdx.x) * kUpdateWarps + warp_id();
   if (unit * kWarp >= site.width) return wait_for_previous();
   const int channel_index = unit * kWarp + lane_id();
-  const Channel channel(site, channel_index);
+  const AnyChannel channel(site, channel_index);
   const int groups = static_cast<int>(gridDim.y), group = static_cast<int>(blockIdx.y);
   const int begin = site.rows * group / groups, end = site.rows * (group + 1) / groups;
   Stage* ring = stages[warp_id()];
+  LaneCopies copies(args, begin, unit, ring);
   wait_for_previous();
 #pragma unroll
   for (int i = 0; i < kRing - 1; ++i) {
-    if (begin + i < end) fetch(args, begin + i, unit, ring[i]);
+    if (begin + i < end) copies.fetch(i);
     commit_copies();
   }
-  for (int t = begin; t < end; ++t) {
+  float* out = site.out + begin * width + channel_index;
+  float* updated = args.update.streams + begin * kHc * width + channel_index;
+  const bool updates = args.update.f != nullptr;
+  for (int i = 0; i < end - begin; ++i) {
     wait_copies<kRing - 2>();
-    __syncwarp();  // token t is there for all lanes, and t − 1 has been used
-    if (t + kRing - 1 < end)
-      fetch(args, t + kRing - 1, unit, ring[(t - begin + kRing - 1) % kRing]);
+    __syncwarp();  // token i is there for all lanes, and i − 1 has been used
+    if (i + kRing - 1 < end - begin) copies.fetch((i + kRing - 1) % kRing);
     commit_copies();
-    const Stage& stage = ring[(t - begin) % kRing];
+    const Stage& stage = ring[i % kRing];
     float v[kHc];
 #pragma unroll
     for (int s = 0; s < kHc; ++s) v[s] = stage.streams[s][lane_id()];
-    if (args.update.f != nullptr) {
+    if (updates) {
       float old[kHc];
 #pragma unroll
       for (int s = 0; s < kHc; ++s) old[s] = v[s];
       update_channel(stage.f[lane_id()], stage.post, stage.comb, old, v);
-      float* updated = args.update.streams + t * kHc * width + channel_index;
 #pragma unroll
       for (int s = 0; s < kHc; ++s) updated[s * width] = v[s];
+      updated += kHc * width;
     }
-    site.out[t * width + channel_index] = unit_values(channel, v);
+    *out = unit_values(channel, v);
+    out += width;
   }
 }
 
@@ -102,9 +140,12 @@ __global__ void __launch_bounds__(kUpdateWarps* kWarp, 2)
 
 constexpr int kUnitsPerWarp = 8;
 constexpr int kMaxCollapseWarps = kMaxRanks * kMaxUnits / kUnitsPerWarp;  // one more balances
-constexpr int kChannelsBarrier = 1;                                       // the warps of channels
+constexpr int kFewCollapseWarps = 16;  // of which a processor holds two blocks
+constexpr int kChannelsBarrier = 1;    // the warps of channels
 
-__global__ void __launch_bounds__((kMaxCollapseWarps + 1) * kWarp, 1)
+// For up to kWarps warps of channels.
+template <int kWarps>
+__global__ void __launch_bounds__((kWarps + 1) * kWarp, kWarps > kFewCollapseWarps ? 1 : 2)
     hc_collapse_kernel(const __grid_constant__ HcPreNormArgs args, int ranks, int units_per_rank) {
   __shared__ float slices[kMaxRanks][kWarp];
   __shared__ float squares[kMaxRanks * kMaxUnits];
@@ -124,7 +165,7 @@ __global__ void __launch_bounds__((kMaxCollapseWarps + 1) * kWarp, 1)
     for (int s = 0; s < kHc; ++s) v[j][s] = j < own_units ? streams[s * width + j * kWarp] : 0.0f;
   for (int r = warp_id(); r < ranks; r += warps + 1) {
     float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int u = 0; u < units_per_rank; ++u) sum += out[(r * units_per_rank + u) * kWarp];
     slices[r][lane_id()] = sum;
   }
@@ -166,10 +207,14 @@ void hc_pre_norm_rows(const HcPreNormArgs& args, cudaStream_t stream) {
   while (groups < kMaxGroups && groups * groups < rows) groups *= 2;
   const dim3 update_grid(static_cast<unsigned>((units + kUpdateWarps - 1) / kUpdateWarps),
                          static_cast<unsigned>(groups));
-  launch(hc_update_kernel, {.grid = update_grid, .block = kUpdateWarps * kWarp}, stream, args);
-  const int warps = (units + kUnitsPerWarp - 1) / kUnitsPerWarp + 1;
-  launch(hc_collapse_kernel,
-         {.grid = static_cast<unsigned>(rows), .block = static_cast<unsigned>(warps * kWarp)},
+  const auto update =
+      rows < kManyRows ? hc_update_kernel<Channel> : hc_update_kernel<OrderedChannel>;
+  launch(update, {.grid = update_grid, .block = kUpdateWarps * kWarp}, stream, args);
+  const int warps = (units + kUnitsPerWarp - 1) / kUnitsPerWarp;  // of channels
+  const auto collapse = warps > kFewCollapseWarps ? hc_collapse_kernel<kMaxCollapseWarps>
+                                                  : hc_collapse_kernel<kFewCollapseWarps>;
+  launch(collapse,
+         {.grid = static_cast<unsigned>(rows), .block = static_cast<unsigned>((warps + 1) * kWarp)},
          stream, args, ranks, units_per_rank);
 }
 
