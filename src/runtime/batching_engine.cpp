@@ -66,6 +66,7 @@ SchedulerLimits limits_of(const EngineOptions& engine, const SchedulerOptions& o
           .step_logit_rows = engine.max_logit_rows,
           .snapshots = options.prefix_snapshots,
           .snapshot_interval = options.snapshot_interval,
+          .snapshot_gain = options.snapshot_gain,
           .salt = options.prefix_salt ? *options.prefix_salt : random_word()};
 }
 

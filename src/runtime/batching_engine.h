@@ -23,6 +23,9 @@ struct SchedulerOptions {
   /// so more is faster to prefill and resumes earlier; with 0 they end at a prompt's last border,
   /// where prompts were seen to part, and where a step has no more room.
   std::int64_t snapshot_interval = kBlockTokens;
+  /// Tokens that a snapshot at a prompt's last border must save whoever resumes there, or the
+  /// prompt is not cut there: the rest of it would take a step of its own.
+  std::int64_t snapshot_gain = 1;
   std::optional<std::uint64_t> prefix_salt = {};  ///< of the prefix keys; none: drawn
 };
 

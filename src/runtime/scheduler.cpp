@@ -103,7 +103,7 @@ bool Scheduler::try_admit(Sequence& sequence, const Hit& hit, StepPlan& plan) {
     take_block(sequence);
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();
-  sequence.computed = resumed * kBlockTokens;
+  sequence.computed = sequence.last_snapshot = resumed * kBlockTokens;
   sequence.learned_border = hit.known > sequence.computed ? hit.known : 0;
   sequence.blocks_announced = 0;
   if (!sequence.admitted) {
@@ -228,13 +228,15 @@ std::int64_t Scheduler::next_stop(const Sequence& sequence) const {
 }
 
 // Chunks end there for the sake of a snapshot. Inside a prompt: at regular distances, at its last
-// border, and where an earlier prompt is known to go on differently. Inside the output: at every
-// border, which costs no extra step. Other chunks that end at a border leave one as well.
+// border if that saves enough, and where an earlier prompt is known to go on differently. Inside
+// the output: at every border, which costs no extra step. Other chunks that end at a border leave
+// one as well.
 bool Scheduler::wants_snapshot(const Sequence& sequence, std::int64_t border) const {
   if (limits_.snapshots == 0) return false;
   if (border >= sequence.prompt_size || border == sequence.learned_border) return true;
   if (limits_.snapshot_interval > 0 && border % limits_.snapshot_interval == 0) return true;
-  return border == (sequence.prompt_size - 1) / kBlockTokens * kBlockTokens;
+  return border == (sequence.prompt_size - 1) / kBlockTokens * kBlockTokens &&
+         border - sequence.last_snapshot >= limits_.snapshot_gain;
 }
 
 std::optional<std::int64_t> Scheduler::complete(const StepPlan::Chunk& chunk) {
@@ -249,6 +251,7 @@ std::optional<std::int64_t> Scheduler::complete(const StepPlan::Chunk& chunk) {
                   sequence.keys[static_cast<std::size_t>(b)], tokens_of_block(sequence, b));
 
   if (sequence.computed % kBlockTokens != 0) return {};
+  sequence.last_snapshot = sequence.computed;
   const PrefixKey& key = sequence.keys[static_cast<std::size_t>(blocks - 1)];
   if (snapshots_.use(key)) return {};
   if (sequence.computed > sequence.prompt_size) {

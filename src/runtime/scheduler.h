@@ -32,8 +32,10 @@ struct SchedulerLimits {
   std::int64_t step_tokens = 1;      ///< rows of one step, at least `slots`
   std::int64_t step_logit_rows = 1;  ///< at least `slots`
   std::int64_t snapshots = 0;        ///< 0: no prefix cache
-  std::int64_t snapshot_interval =
-      0;                   ///< inside a prompt chunks end there at the latest; 0: do not
+  /// Inside a prompt chunks end there at the latest; 0: they need not.
+  std::int64_t snapshot_interval = 0;
+  /// Tokens that a snapshot at a prompt's last border saves at least, or there is none.
+  std::int64_t snapshot_gain = 1;
   std::uint64_t salt = 0;  ///< of the prefix keys
 };
 

@@ -25,6 +25,7 @@ struct Sequence {
   std::vector<BlockId> blocks;               ///< of all tokens, while it has a slot
   std::int64_t blocks_announced = 0;         ///< of them, those that the runner's table has
   std::vector<PrefixKey> keys;               ///< of the complete blocks of tokens, as far as needed
+  std::int64_t last_snapshot = 0;            ///< tokens in front of the one taken or resumed last
   std::int64_t learned_border = 0;           ///< a prefix that others share too: worth a snapshot
   std::optional<PrefixKey> output_snapshot;  ///< the last one taken inside the output
   std::int64_t cached_tokens = 0;            ///< of the prompt, when it first got a slot

@@ -336,6 +336,29 @@ TEST(Scheduler, ChunksThatStepsCutShortEndAtBordersAndAreResumedThere) {
   EXPECT_EQ(alone->computed, 1000);
 }
 
+TEST(Scheduler, PromptsAreCutAtTheirLastBorderWhereThatSavesEnough) {
+  SchedulerLimits l = limits(2, 400, 1500, 20);
+  l.snapshot_interval = 0;
+  l.snapshot_gain = 1024;
+  FakeDevice device(l);
+  const auto steps_of = [&](RequestId id, std::size_t size, std::int32_t token) {
+    auto one = sequence(id, Tokens(size, token));
+    device.scheduler.add(*one);
+    std::vector<std::int64_t> ends;
+    while (one->remaining() > 0) {
+      device.step();
+      ends.push_back(one->computed);
+    }
+    device.scheduler.finish(*one);
+    return ends;
+  };
+  using Ends = std::vector<std::int64_t>;
+  EXPECT_EQ(steps_of(1, 1000, 1), (Ends{1000}));
+  EXPECT_EQ(steps_of(2, 1200, 2), (Ends{1152, 1200}));
+  EXPECT_EQ(steps_of(3, 2000, 3), (Ends{1408, 2000}));  // what is left of it saves too little
+  EXPECT_EQ(steps_of(4, 2000, 2), (Ends{2000}));        // the same behind 1152 of the second
+}
+
 TEST(Scheduler, AnotherSaltKnowsNoPrefix) {
   const Tokens block(kBlockTokens, 7);
   const PrefixKey a = extend_prefix({.low = 1, .high = 0}, block);
