@@ -4,7 +4,8 @@
 // The first updates the streams and adds up every unit's part of the mixes. A warp holds the `fn`
 // of its unit in registers and walks over tokens on its own, with the next ones on their way to its
 // ring in shared memory; no block waits for another. A unit has as many channels as a warp has
-// lanes, so its parts wait in the very place of the result that its channels take in the end.
+// lanes, so its parts wait in the very place of the result that its channels take in the end. With
+// many tokens it pays to order the weights for the exchanges among lanes (OrderedChannel).
 //
 // The second takes a block per token: it adds the parts up, balances the matrix in a warp of its
 // own, and collapses the streams, which are on their way to registers from the start.
