@@ -53,8 +53,7 @@ void size_for(const std::vector<BenchTest>& tests, EngineOptions& options) {
     options.max_model_len = std::max(options.max_model_len, test.depth + test.prompt + test.output);
     options.max_num_seqs = std::max(options.max_num_seqs, test.batch);
   }
-  std::int64_t& rows = options.max_num_batched_tokens;
-  if (rows > 0) rows = std::max(rows, options.max_num_seqs);
+  options.make_room_for_sequences();
 }
 
 double count_parameters(const V4Config& config) {

@@ -24,10 +24,6 @@
 namespace quatrain::apps {
 namespace {
 
-// A GPU runs hundreds of tokens in little more time than a few: the rest of a prompt behind a
-// snapshot would cost as much again as a short prompt.
-constexpr std::int64_t kGainOfLongSteps = 4096;
-
 using Clock = std::chrono::steady_clock;
 
 // The model and the engine that runs it; or an engine without a model.
@@ -76,9 +72,12 @@ Served load(const ServeFlags& flags, server::Service& service) {
   options.max_queued_requests = flags.service.max_queued_requests;
   options.max_queued_tokens = flags.service.max_queued_tokens;
   options.prefix_snapshots = flags.prefix_caching ? flags.prefix_snapshots : 0;
-  const bool is_cpu = served.model->ops().backend_name() == "cpu";
+  // A GPU runs hundreds of tokens in little more time than a few: the rest of a prompt behind a
+  // snapshot would cost as much again as a short prompt.
+  const Ops& ops = served.model->ops();
+  const bool is_cpu = ops.backend_name() == "cpu";
   options.snapshot_interval = flags.snapshot_interval.value_or(is_cpu ? kBlockTokens : 0);
-  if (!is_cpu) options.snapshot_gain = kGainOfLongSteps;
+  if (!is_cpu) options.snapshot_gain = ops.prompt_rows();
   served.engine = make_engine(served.model->runner(), options);
   return served;
 }

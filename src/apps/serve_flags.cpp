@@ -209,8 +209,7 @@ void ServeFlags::resolve() {
          *snapshot_interval);
   if (kv_cache_tokens > 0)
     model.options.kv_blocks = (kv_cache_tokens + kBlockTokens - 1) / kBlockTokens;
-  std::int64_t& rows = model.options.max_num_batched_tokens;
-  if (rows > 0) rows = std::max(rows, model.options.max_num_seqs);
+  model.options.make_room_for_sequences();
   read_generation_config();
 }
 

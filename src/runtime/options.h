@@ -2,6 +2,7 @@
 // EngineOptions: the one struct through which every setting of a loaded model passes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "model/deepseek_v4.h"
@@ -23,6 +24,12 @@ struct EngineOptions {
   Numerics numerics;
 
   static constexpr std::int64_t kDefaultContext = 8192;
+
+  /// A step has a row for every sequence, however few rows were asked for.
+  void make_room_for_sequences() {
+    if (max_num_batched_tokens > 0)
+      max_num_batched_tokens = std::max(max_num_batched_tokens, max_num_seqs);
+  }
 
   /// Fills the defaults that depend on the model and the backend, and throws on values out of
   /// range.

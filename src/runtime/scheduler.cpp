@@ -84,7 +84,7 @@ bool Scheduler::prefix_is_coming(Sequence& sequence, const Hit& hit) const {
     const std::int64_t border = common * kBlockTokens;
     if (common == std::ssize(hit.blocks) || border <= other->computed) continue;
     if (other->learned_border <= other->computed) other->learned_border = border;
-    if (wants_snapshot(*other, border)) return true;
+    if (stops_at(*other, border)) return true;
   }
   return false;
 }
@@ -223,7 +223,7 @@ void Scheduler::end_at_border(StepPlan::Chunk& chunk) const {
 std::int64_t Scheduler::next_stop(const Sequence& sequence) const {
   for (std::int64_t border = (sequence.computed / kBlockTokens + 1) * kBlockTokens;
        border < sequence.size(); border += kBlockTokens)
-    if (wants_snapshot(sequence, border)) return border;
+    if (stops_at(sequence, border)) return border;
   return sequence.size();
 }
 
@@ -231,7 +231,7 @@ std::int64_t Scheduler::next_stop(const Sequence& sequence) const {
 // border if that saves enough, and where an earlier prompt is known to go on differently. Inside
 // the output: at every border, which costs no extra step. Other chunks that end at a border leave
 // one as well.
-bool Scheduler::wants_snapshot(const Sequence& sequence, std::int64_t border) const {
+bool Scheduler::stops_at(const Sequence& sequence, std::int64_t border) const {
   if (limits_.snapshots == 0) return false;
   if (border >= sequence.prompt_size || border == sequence.learned_border) return true;
   if (limits_.snapshot_interval > 0 && border % limits_.snapshot_interval == 0) return true;

@@ -98,7 +98,7 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void share_rows(StepPlan& plan) const;
   void extend_keys(Sequence& sequence, std::int64_t blocks) const;
-  bool wants_snapshot(const Sequence& sequence, std::int64_t border) const;
+  bool stops_at(const Sequence& sequence, std::int64_t border) const;
   std::int64_t next_stop(const Sequence& sequence) const;
   void end_at_border(StepPlan::Chunk& chunk) const;
 

@@ -103,14 +103,15 @@ struct OrderedChannel : Channel {
     for (int half = kGroup / 2; half > 0; half /= 2) {
       const bool swaps = (lane_id() & half) != 0;
 #pragma unroll
-      for (int i = 0; i < kMixes; ++i)
+      for (int i = 0; i < kMixes; ++i) {
+        if ((i & half) != 0) continue;
 #pragma unroll
         for (int s = 0; s < kHc; ++s) {
-          if ((i & half) != 0) continue;
           const float low = fn[i][s], high = fn[i + half][s];
           fn[i][s] = swaps ? high : low;
           fn[i + half][s] = swaps ? low : high;
         }
+      }
     }
   }
 };
