@@ -78,13 +78,20 @@ class Cases {
   }
 
   template <class Args>
-  void measure(const std::string& operation, const std::string& shape, std::int64_t rows,
-               std::int64_t context, const std::vector<Args>& variants,
-               void (Ops::*method)(const Args&)) {
+  void time(const std::string& operation, const std::string& shape, std::int64_t rows,
+            std::int64_t context, const std::vector<Args>& variants,
+            void (Ops::*method)(const Args&)) {
     std::vector<Call> calls;
     for (const Args& args : variants)
       calls.push_back([this, method, args] { (ops().*method)(args); });
     measure(operation, shape, rows, context, cost_of(variants.front(), context), calls);
+  }
+  /// As time(), of what makes up its arrays for itself.
+  template <class Args>
+  void measure(const std::string& operation, const std::string& shape, std::int64_t rows,
+               std::int64_t context, const std::vector<Args>& variants,
+               void (Ops::*method)(const Args&)) {
+    time(operation, shape, rows, context, variants, method);
     bench_.clear();
   }
 
@@ -210,6 +217,46 @@ class Cases {
             .scale = bench_.make(DType::kF32, {mixes == c_.hc_mult ? 1 : 3})};
   }
 
+  // A site alone, with the norm behind it, and behind the update of the sub-layer before.
+  void sites(std::int64_t rows) {
+    if (!wanted(op::HcPre::kName) && !wanted(op::HcPreNorm::kName) &&
+        !wanted(op::HcPostPreNorm::kName))
+      return;
+    const std::int64_t hc = c_.hc_mult, hidden = c_.hidden_size, mixes = (2 + hc) * hc;
+    const std::string shape = fmt::format("{} x {}", hc, hidden);
+    op::HcPreNorm one{.pre = {.streams = bench_.activations({rows, hc, hidden}),
+                              .weights = {},
+                              .sinkhorn_iters = static_cast<int>(c_.hc_sinkhorn_iters),
+                              .hc_eps = static_cast<float>(c_.hc_eps),
+                              .norm_eps = static_cast<float>(c_.rms_norm_eps),
+                              .out = bench_.activations({rows, hidden}),
+                              .post = bench_.make(DType::kF32, {rows, hc}, 0.1f),
+                              .comb = bench_.make(DType::kF32, {rows, hc, hc}, 0.1f)},
+                      .norm_weight = bench_.make(DType::kF32, {hidden}),
+                      .eps = static_cast<float>(c_.rms_norm_eps)};
+    const op::HcPost post{.f = bench_.activations({rows, hidden}),
+                          .post = one.pre.post,
+                          .comb = one.pre.comb,
+                          .streams = one.pre.streams};
+    std::vector<op::HcPre> plain;
+    std::vector<op::HcPreNorm> normed;
+    std::vector<op::HcPostPreNorm> updated;
+    for (std::int64_t i = bench_.copies(mixes * hc * hidden * 4); i > 0; --i) {
+      one.pre.weights = site(mixes);
+      plain.push_back(one.pre);
+      normed.push_back(one);
+      updated.push_back({.post = post, .next = one});
+    }
+    const auto run = [&]<class Args>(const std::vector<Args>& calls,
+                                     void (Ops::*method)(const Args&)) {
+      if (wanted(Args::kName)) time(Args::kName, shape, rows, 0, calls, method);
+    };
+    run(plain, &Ops::hc_pre);
+    run(normed, &Ops::hc_pre_norm);
+    run(updated, &Ops::hc_post_pre_norm);
+    bench_.clear();
+  }
+
   void streams(std::int64_t rows) {
     const std::int64_t hc = c_.hc_mult, hidden = c_.hidden_size;
     const std::string shape = fmt::format("{} x {}", hc, hidden);
@@ -222,23 +269,7 @@ class Cases {
                            .table = bench_.make(DType::kBF16, {c_.vocab_size, hidden}),
                            .streams = make_state()}},
                          &Ops::embed);
-    if (wanted("hc_pre")) {
-      op::HcPre args{.streams = make_state(),
-                     .weights = {},
-                     .sinkhorn_iters = static_cast<int>(c_.hc_sinkhorn_iters),
-                     .hc_eps = static_cast<float>(c_.hc_eps),
-                     .norm_eps = eps,
-                     .out = bench_.activations({rows, hidden}),
-                     .post = bench_.make(DType::kF32, {rows, hc}),
-                     .comb = bench_.make(DType::kF32, {rows, hc, hc})};
-      std::vector<op::HcPre> variants;
-      const std::int64_t mixes = (2 + hc) * hc;
-      for (std::int64_t i = bench_.copies(mixes * hc * hidden * 4); i > 0; --i) {
-        args.weights = site(mixes);
-        variants.push_back(args);
-      }
-      measure("hc_pre", shape, rows, 0, variants, &Ops::hc_pre);
-    }
+    sites(rows);
     if (wanted("hc_post"))
       measure<op::HcPost>("hc_post", shape, rows, 0,
                           {{.f = bench_.activations({rows, hidden}),

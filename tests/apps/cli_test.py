@@ -189,6 +189,13 @@ class Bench(unittest.TestCase):
         self.assertEqual([(line["operation"], line["rows"]) for line in lines],
                          [("linear gate", 1), ("linear gate", 3)])
 
+    def test_ops_measures_fused_sites(self):
+        result = run("bench", "ops", "--backend", "cpu", "--models", "storyteller", "--rows", 2,
+                     "--filter", "pre_norm", "-r", 1, "-o", "json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual([line["operation"] for line in json.loads(result.stdout)["results"]],
+                         ["hc_pre_norm", "hc_post_pre_norm"])
+
     def test_results_are_drawn(self):
         e2e = ("bench", "e2e", *SYNTHETIC, "--backend", "cpu", "-p", 2, "-n", 0, "-r", 1, "--breakdown",
                "--breakdown-repetitions", 1)
