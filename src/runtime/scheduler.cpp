@@ -175,20 +175,24 @@ void Scheduler::spoil(Sequence& sequence) {
 
 void Scheduler::share_rows(StepPlan& plan) const {
   std::int64_t rows = limits_.step_tokens;
-  std::vector<StepPlan::Chunk> prompts;
+  struct Prompt {
+    StepPlan::Chunk chunk;
+    std::int64_t stop;  // where the chunk must end at the latest
+  };
+  std::vector<Prompt> prompts;
   for (const auto& [order, sequence] : running_) {
     if (sequence->remaining() == 1) {
       plan.chunks.push_back({sequence, 1, sequence->score_prompt});
       --rows;
     } else {
-      prompts.push_back({sequence, 0, sequence->score_prompt});
+      prompts.push_back({{sequence, 0, sequence->score_prompt}, next_stop(*sequence)});
     }
   }
   // Every held slot has a row of logits; what is left goes to prompts that are to be scored.
   std::int64_t logit_rows = limits_.step_logit_rows - running();
-  const auto give = [&](StepPlan::Chunk& chunk, std::int64_t most) {
-    const Sequence& sequence = *chunk.sequence;
-    std::int64_t count = std::min(most, next_stop(sequence) - sequence.computed - chunk.count);
+  const auto give = [&](Prompt& prompt, std::int64_t most) {
+    StepPlan::Chunk& chunk = prompt.chunk;
+    std::int64_t count = std::min(most, prompt.stop - chunk.sequence->computed - chunk.count);
     if (chunk.all_logits) {
       count = std::min(count, logit_rows + (chunk.count == 0 ? 1 : 0));
       logit_rows -= count - (chunk.count == 0 && count > 0 ? 1 : 0);
@@ -197,26 +201,26 @@ void Scheduler::share_rows(StepPlan& plan) const {
     rows -= count;
     return count;
   };
-  std::vector<StepPlan::Chunk*> shortest;
-  for (StepPlan::Chunk& chunk : prompts) shortest.push_back(&chunk);
-  std::ranges::stable_sort(shortest, {}, [](const StepPlan::Chunk* chunk) {
-    return std::pair(chunk->sequence->priority, chunk->sequence->remaining());
+  std::vector<Prompt*> shortest;
+  for (Prompt& prompt : prompts) shortest.push_back(&prompt);
+  std::ranges::stable_sort(shortest, {}, [](const Prompt* prompt) {
+    const Sequence& sequence = *prompt->chunk.sequence;
+    return std::pair(sequence.priority, sequence.remaining());
   });
   std::int64_t half = rows / 2;
-  for (StepPlan::Chunk* chunk : shortest) half -= give(*chunk, half);
-  for (StepPlan::Chunk& chunk : prompts) give(chunk, rows);
-  for (StepPlan::Chunk& chunk : prompts) {
-    end_at_border(chunk);
+  for (Prompt* prompt : shortest) half -= give(*prompt, half);
+  for (Prompt& prompt : prompts) give(prompt, rows);
+  for (auto& [chunk, stop] : prompts) {
+    if (chunk.sequence->computed + chunk.count < stop) end_at_border(chunk);
     if (chunk.count > 0) plan.chunks.push_back(chunk);
   }
 }
 
+// Of a chunk that steps cut short, where it reaches one.
 void Scheduler::end_at_border(StepPlan::Chunk& chunk) const {
-  const Sequence& sequence = *chunk.sequence;
-  const std::int64_t end = sequence.computed + chunk.count;
-  const std::int64_t border = end / kBlockTokens * kBlockTokens;
-  if (limits_.snapshots > 0 && border > sequence.computed && end < next_stop(sequence))
-    chunk.count = border - sequence.computed;
+  const std::int64_t computed = chunk.sequence->computed;
+  const std::int64_t border = (computed + chunk.count) / kBlockTokens * kBlockTokens;
+  if (limits_.snapshots > 0 && border > computed) chunk.count = border - computed;
 }
 
 // Where the next chunk must end at the latest.
