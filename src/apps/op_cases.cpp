@@ -78,20 +78,13 @@ class Cases {
   }
 
   template <class Args>
-  void time(const std::string& operation, const std::string& shape, std::int64_t rows,
-            std::int64_t context, const std::vector<Args>& variants,
-            void (Ops::*method)(const Args&)) {
+  void measure(const std::string& operation, const std::string& shape, std::int64_t rows,
+               std::int64_t context, const std::vector<Args>& variants,
+               void (Ops::*method)(const Args&)) {
     std::vector<Call> calls;
     for (const Args& args : variants)
       calls.push_back([this, method, args] { (ops().*method)(args); });
     measure(operation, shape, rows, context, cost_of(variants.front(), context), calls);
-  }
-  /// As time(), of what makes up its arrays for itself.
-  template <class Args>
-  void measure(const std::string& operation, const std::string& shape, std::int64_t rows,
-               std::int64_t context, const std::vector<Args>& variants,
-               void (Ops::*method)(const Args&)) {
-    time(operation, shape, rows, context, variants, method);
     bench_.clear();
   }
 
@@ -217,44 +210,48 @@ class Cases {
             .scale = bench_.make(DType::kF32, {mixes == c_.hc_mult ? 1 : 3})};
   }
 
-  // A site alone, with the norm behind it, and behind the update of the sub-layer before.
-  void sites(std::int64_t rows) {
-    if (!wanted(op::HcPre::kName) && !wanted(op::HcPreNorm::kName) &&
-        !wanted(op::HcPostPreNorm::kName))
-      return;
+  op::HcPost update(std::int64_t rows) {
+    const std::int64_t hc = c_.hc_mult, hidden = c_.hidden_size;
+    return {.f = bench_.activations({rows, hidden}),
+            .post = bench_.make(DType::kF32, {rows, hc}, 0.1f),
+            .comb = bench_.make(DType::kF32, {rows, hc, hc}, 0.1f),
+            .streams = bench_.activations({rows, hc, hidden})};
+  }
+
+  // An update and the site behind it, whose weights take turns.
+  std::vector<op::HcPostPreNorm> sites(std::int64_t rows) {
     const std::int64_t hc = c_.hc_mult, hidden = c_.hidden_size, mixes = (2 + hc) * hc;
-    const std::string shape = fmt::format("{} x {}", hc, hidden);
-    op::HcPreNorm one{.pre = {.streams = bench_.activations({rows, hc, hidden}),
-                              .weights = {},
-                              .sinkhorn_iters = static_cast<int>(c_.hc_sinkhorn_iters),
-                              .hc_eps = static_cast<float>(c_.hc_eps),
-                              .norm_eps = static_cast<float>(c_.rms_norm_eps),
-                              .out = bench_.activations({rows, hidden}),
-                              .post = bench_.make(DType::kF32, {rows, hc}, 0.1f),
-                              .comb = bench_.make(DType::kF32, {rows, hc, hc}, 0.1f)},
-                      .norm_weight = bench_.make(DType::kF32, {hidden}),
-                      .eps = static_cast<float>(c_.rms_norm_eps)};
-    const op::HcPost post{.f = bench_.activations({rows, hidden}),
-                          .post = one.pre.post,
-                          .comb = one.pre.comb,
-                          .streams = one.pre.streams};
-    std::vector<op::HcPre> plain;
-    std::vector<op::HcPreNorm> normed;
-    std::vector<op::HcPostPreNorm> updated;
+    const auto eps = static_cast<float>(c_.rms_norm_eps);
+    const op::HcPost post = update(rows);
+    op::HcPostPreNorm args{
+        .post = post,
+        .next = {.pre = {.streams = post.streams,
+                         .weights = {},
+                         .sinkhorn_iters = static_cast<int>(c_.hc_sinkhorn_iters),
+                         .hc_eps = static_cast<float>(c_.hc_eps),
+                         .norm_eps = eps,
+                         .out = bench_.activations({rows, hidden}),
+                         .post = post.post,
+                         .comb = post.comb},
+                 .norm_weight = bench_.make(DType::kF32, {hidden}),
+                 .eps = eps}};
+    std::vector<op::HcPostPreNorm> variants;
     for (std::int64_t i = bench_.copies(mixes * hc * hidden * 4); i > 0; --i) {
-      one.pre.weights = site(mixes);
-      plain.push_back(one.pre);
-      normed.push_back(one);
-      updated.push_back({.post = post, .next = one});
+      args.next.pre.weights = site(mixes);
+      variants.push_back(args);
     }
-    const auto run = [&]<class Args>(const std::vector<Args>& calls,
-                                     void (Ops::*method)(const Args&)) {
-      if (wanted(Args::kName)) time(Args::kName, shape, rows, 0, calls, method);
-    };
-    run(plain, &Ops::hc_pre);
-    run(normed, &Ops::hc_pre_norm);
-    run(updated, &Ops::hc_post_pre_norm);
-    bench_.clear();
+    return variants;
+  }
+
+  // What `part_of` takes of them.
+  template <class Args>
+  void site_case(std::int64_t rows, void (Ops::*method)(const Args&),
+                 Args (*part_of)(const op::HcPostPreNorm&)) {
+    if (!wanted(Args::kName)) return;
+    std::vector<Args> variants;
+    for (const op::HcPostPreNorm& args : sites(rows)) variants.push_back(part_of(args));
+    measure(Args::kName, fmt::format("{} x {}", c_.hc_mult, c_.hidden_size), rows, 0, variants,
+            method);
   }
 
   void streams(std::int64_t rows) {
@@ -269,14 +266,12 @@ class Cases {
                            .table = bench_.make(DType::kBF16, {c_.vocab_size, hidden}),
                            .streams = make_state()}},
                          &Ops::embed);
-    sites(rows);
+    site_case<op::HcPre>(rows, &Ops::hc_pre, [](const auto& args) { return args.next.pre; });
+    site_case<op::HcPreNorm>(rows, &Ops::hc_pre_norm, [](const auto& args) { return args.next; });
+    site_case<op::HcPostPreNorm>(rows, &Ops::hc_post_pre_norm,
+                                 [](const auto& args) { return args; });
     if (wanted("hc_post"))
-      measure<op::HcPost>("hc_post", shape, rows, 0,
-                          {{.f = bench_.activations({rows, hidden}),
-                            .post = bench_.make(DType::kF32, {rows, hc}, 0.1f),
-                            .comb = bench_.make(DType::kF32, {rows, hc, hc}, 0.1f),
-                            .streams = make_state()}},
-                          &Ops::hc_post);
+      measure<op::HcPost>("hc_post", shape, rows, 0, {update(rows)}, &Ops::hc_post);
     if (wanted("hc_head"))
       measure<op::HcHead>("hc_head", shape, rows, 0,
                           {{.streams = make_state(),

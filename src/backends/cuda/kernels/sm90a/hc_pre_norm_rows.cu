@@ -82,7 +82,7 @@ class LaneCopies {
   }
 
  private:
-  static_assert(offsetof(Stage, streams) == 0 && kHc * kChunks == kWarp);
+  static_assert(offsetof(Stage, streams) == 0);
   const float* streams_;
   const float* update_ = nullptr;
   std::int64_t streams_step_;
