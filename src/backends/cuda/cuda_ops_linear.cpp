@@ -8,9 +8,11 @@
 
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch/linear.h"
+#include "backends/cuda/launch/linear_decoded.h"
 #include "backends/cuda/launch/linear_fp8.h"
 #include "backends/cuda/launch/matmul.h"
 #include "backends/cuda/launch/quantise.h"
+#include "backends/cuda/launch/row_pairs.h"
 #include "backends/cuda/tensor_args.h"
 #include "core/codec.h"
 
@@ -86,7 +88,9 @@ void CudaOps::reserve_linears() {
   rounded_inputs_ = Buffer();
   linear_meetings_ = Buffer();
   if (limits_.rows >= kManyRows) {
-    linear_scratch_ = allocate(kScratchBytes);
+    // Twice as much where it holds weights as well.
+    linear_scratch_ =
+        allocate(limits_.rows >= cuda::kDecodedTokens ? 2 * kScratchBytes : kScratchBytes);
     linear_meetings_ =
         allocate_zeros(2 * cuda::multiprocessors() * std::int64_t{sizeof(cuda::LinearMeeting)});
   }
@@ -124,7 +128,7 @@ void CudaOps::fp8_product(const cuda::LinearsArgs& args) {
   bool has_tiles = args.tokens >= cuda::kFp8TileTokens &&
                    scratch.bytes >= cuda::fp8_scratch_bytes(cols, args.groups);
   for (int i = 0; i < args.count; ++i)
-    has_tiles = has_tiles && cuda::has_fp8_linear(args.products[i].w, args.groups);
+    has_tiles = has_tiles && cuda::fits_row_pairs(args.products[i].w, args.groups);
   if (has_tiles) return cuda::multiply_fp8(args, scratch, stream_);
   QT_CHECK(cols % 4 == 0, "FP8 activations of {} columns, which are no multiple of 4", cols);
   const auto room = static_cast<int>(rounded_inputs_.bytes() / (std::int64_t{4} * width));

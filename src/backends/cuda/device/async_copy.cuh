@@ -100,6 +100,35 @@ __device__ inline void bulk_copy(void* to, const void* from, std::uint32_t bytes
       : "memory");
 }
 
+/// As bulk_copy, to the same place of every block of the cluster whose bit is set in `ranks`, each
+/// of which learns of it from its own barrier.
+__device__ inline void bulk_copy_to_ranks(void* to, const void* from, std::uint32_t bytes,
+                                          Barrier* barrier, std::uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "h"(ranks)
+      : "memory");
+}
+
+/// Copies `bytes`, a multiple of 16, from shared to global memory, after async_proxy_fence() by
+/// those who wrote them.
+__device__ inline void bulk_store(void* to, const void* from, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
+}
+/// Closes a group of this thread's stores.
+__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until this thread's stores have read what they store.
+__device__ inline void wait_for_stores_to_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+/// Waits until they have ended.
+__device__ inline void wait_for_stores() {
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 /// Arrives at `barrier` with the one copy of its phase. racecheck takes a bulk copy for writes of
 /// the thread that asks for it, and now and then overlooks that readers wait for the barrier; so in
 /// a build for it the thread writes itself.

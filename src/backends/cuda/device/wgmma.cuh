@@ -150,5 +150,12 @@ __device__ inline void wgmma_f16(float (&d)[kWidth / 2], const std::uint32_t (&a
   static_assert(kWidth % 8 == 0 && 16 <= kWidth && kWidth <= 128);
   QT_WGMMA_REGISTERS("k16.f32.f16.f16", ", 0");
 }
+/// The same with both operands in shared memory. kWidth is 16, 32, 64 or 128.
+template <int kWidth>
+__device__ inline void wgmma_f16(float (&d)[kWidth / 2], std::uint64_t a, std::uint64_t b,
+                                 bool add = true) {
+  static_assert(kWidth == 16 || kWidth == 32 || kWidth == 64 || kWidth == 128);
+  QT_WGMMA_SHARED("k16.f32.f16.f16", ", 0, 0");
+}
 
 }  // namespace quatrain::cuda

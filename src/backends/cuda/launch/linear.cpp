@@ -5,6 +5,7 @@
 #include <span>
 
 #include "backends/cuda/cuda_check.h"
+#include "backends/cuda/launch/linear_decoded.h"
 #include "backends/cuda/launch/linear_stream.h"
 #include "backends/cuda/launch/linear_tiles.h"
 #include "backends/cuda/launch/linear_wave.h"
@@ -158,8 +159,10 @@ std::string describe_linears() {
       "weights streamed once per 8 rows, or 16 where a launch of {0} MiB and more has FP8 with "
       "rounded inputs, up to {1} (matrices of {0} MiB and more without: {2}), read once "
       "per 64 rows up to {3} (up to {4} in one wave of blocks where FP8 with rounded inputs fits "
-      "it), then in tiles of 128 rows",
-      kLargeBytes >> 20, kSomeTokens - 1, kSomeTokensOfLarge - 1, kManyTokens - 1, kMostWaveTokens);
+      "it), then in tiles of 128 rows; from {5} on FP8 with rounded inputs is decoded beforehand "
+      "where every block has {6} tiles",
+      kLargeBytes >> 20, kSomeTokens - 1, kSomeTokensOfLarge - 1, kManyTokens - 1, kMostWaveTokens,
+      kDecodedTokens, kDecodedRounds);
 }
 
 void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream) {
@@ -179,7 +182,11 @@ void linears(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t
       many ? tile_scratch_bytes(tiles[0].cols, args.groups) : narrow_scratch_bytes(of_kinds);
   if (scratch.bytes < wanted) return stream_linears(all, stream);
   if (!many) return multiply_narrow(of_kinds, scratch, stream);
-  for (const LinearTiles& some : of_kinds) multiply_tiles(some, scratch, stream);
+  for (const LinearTiles& some : of_kinds) {
+    const bool decodes_first = takes_decoded(some) && prefers_decoded(some) &&
+                               scratch.bytes >= decoded_scratch_bytes(some.cols, some.groups);
+    (decodes_first ? multiply_decoded : multiply_tiles)(some, scratch, stream);
+  }
 }
 
 }  // namespace quatrain::cuda

@@ -17,12 +17,9 @@ namespace quatrain::cuda {
 /// bits in any company.
 inline constexpr int kFp8TileTokens = 129;
 
-/// Whether multiply_fp8() takes the matrix: FP8 in whole 128x128 blocks, but for the last rows
-/// where there is one group.
-bool has_fp8_linear(const Matrix& w, int groups);
-
 /// out_i[t, n] = Σ_k x'[t, g(n), k] W_i[n, k], x' being x, or swiglu(x, up), on the grid of
-/// core/fp8_activations.h. The scratch has room for fp8_scratch_bytes().
+/// core/fp8_activations.h. fits_row_pairs() holds for every W_i; the scratch has room for
+/// fp8_scratch_bytes().
 void multiply_fp8(const LinearsArgs& args, const LinearScratch& scratch, cudaStream_t stream);
 /// Scratch for the inputs of as many tokens as go together at least.
 std::int64_t fp8_scratch_bytes(int cols, int groups);

@@ -13,7 +13,7 @@
 
 namespace quatrain::cuda {
 
-inline constexpr int kTileRows = 128;
+inline constexpr int kLinearTileRows = 128;
 
 /// One product of the launch, in tiles of rows that do not straddle groups.
 struct TiledProduct {

@@ -13,6 +13,7 @@
 #include "backends/cuda/device/dependent.cuh"
 #include "backends/cuda/device/exchange.cuh"
 #include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/row_pairs.cuh"
 #include "backends/cuda/device/tensor_copy.cuh"
 #include "backends/cuda/device/warp_arrival.cuh"
 #include "backends/cuda/device/wgmma_fp8.cuh"
@@ -26,8 +27,8 @@ namespace {
 
 constexpr int kGroupThreads = 128;
 constexpr int kThreads = 3 * kGroupThreads;
-constexpr int kTokens = 256;   // of a tile
-constexpr int kBoxRows = 128;  // tokens or weight rows that one copy brings
+constexpr int kTokens = 256;         // of a tile
+constexpr int kBoxRows = kPairRows;  // tokens or weight rows that one copy brings
 constexpr int kBoxBytes = kBoxRows * kFp8Columns;
 constexpr int kCodeBytes = (kTokens / kBoxRows + 1) * kBoxBytes;
 constexpr int kScaleBytes = kTokens * 4;
@@ -35,30 +36,14 @@ constexpr int kStageBytes = kCodeBytes + kScaleBytes;
 static_assert(kStageBytes % 1024 == 0);  // which the swizzle counts from
 constexpr int kStages = 4;
 constexpr int kProductWarps = 8;
-constexpr int kBlocksOfPair = 2;
-// Tiles of tokens whose inputs the L2 keeps while all rows pass.
-constexpr int kTokenTilesTogether = 8;
 // Registers per thread once the groups have shared them out: 128 · 40 + 256 · 232 ≤ 65536.
 constexpr int kCopyRegisters = 40, kProductRegisters = 232;
 
-struct Fp8Product {
-  const float* scales = nullptr;  // [row blocks, column blocks]
-  float* out = nullptr;           // [tokens, rows]
-  int rows = 0;
-  int first_pair = 0;  // of tiles of rows, those of one group each
-};
-
-struct Fp8Tiles {
+struct Fp8Tiles : RowPairs {
   CUtensorMap x = {};  // [tokens, groups · cols]
   CUtensorMap w[kMaxProducts] = {};
   const float* x_scales = nullptr;  // [groups · blocks, scale_tokens]
   int scale_tokens = 0;             // tokens up to whole tiles
-  int tokens = 0;
-  int groups = 1;
-  int blocks = 0;  // of the columns
-  int pairs = 0;
-  int count = 0;
-  Fp8Product products[kMaxProducts] = {};
 };
 
 struct Shared {
@@ -73,55 +58,15 @@ struct Shared {
         empty(full + kStages) {}
 };
 
-/// A tile of a block: every block of a pair has one, of which the last may not exist.
-struct Tile {
-  int product = 0;
-  int group = 0;
-  int row = 0;
-  bool exists = false;
-  int token = 0;
-};
-
-/// Units are pairs of row tiles by a tile of tokens, so ordered that blocks at work share inputs.
-__device__ Tile tile_at(const Fp8Tiles& args, int unit) {
-  const int token_tiles = ceil_div(args.tokens, kTokens);
-  const int first = unit / (args.pairs * kTokenTilesTogether) * kTokenTilesTogether;
-  const int together = min(kTokenTilesTogether, token_tiles - first);
-  const int local = unit - first * args.pairs;
-  const int pair = local / together;
-  Tile tile;
-  tile.token = (first + local % together) * kTokens;
-  while (tile.product + 1 < args.count && pair >= args.products[tile.product + 1].first_pair)
-    ++tile.product;
-  const Fp8Product& product = args.products[tile.product];
-  const int group_rows = product.rows / args.groups;
-  const int group_tiles = ceil_div(group_rows, kBoxRows);
-  const int group_pairs = ceil_div(group_tiles, kBlocksOfPair);
-  const int nth = pair - product.first_pair;
-  const int of_group = nth % group_pairs * kBlocksOfPair + static_cast<int>(cluster_rank());
-  tile.group = nth / group_pairs;
-  tile.exists = of_group < group_tiles;
-  tile.row = tile.group * group_rows + min(of_group, group_tiles - 1) * kBoxRows;
-  return tile;
-}
-
-struct Units {
-  int first = static_cast<int>(cluster_index());
-  int step = static_cast<int>(cluster_count());
-  int count;
-  __device__ explicit Units(const Fp8Tiles& args)
-      : count(args.pairs * ceil_div(args.tokens, kTokens)) {}
-};
-
 /// One thread: half of the tokens' codes to both blocks, the rows' to this one.
 __device__ void copy_all(const Fp8Tiles& args, const Shared& shared) {
-  const Units units(args);
+  const PairUnits<kTokens> units(args);
   const auto rank = static_cast<int>(cluster_rank());
   constexpr std::uint16_t kBoth = 3;
   RingPosition ring;
   bool is_first_round = true;
   for (int unit = units.first; unit < units.count; unit += units.step) {
-    const Tile tile = tile_at(args, unit);
+    const PairTile tile = pair_tile<kTokens>(args, unit);
     for (int block = 0; block < args.blocks; ++block) {
       if (!is_first_round) barrier_wait(shared.empty + ring.at, ring.parity ^ 1u);
       Barrier* full = shared.full + ring.at;
@@ -147,9 +92,9 @@ constexpr int kParts = 2;  // of 64 tokens
 constexpr int kSums = 64;  // of a thread and part
 using Sums = float[kParts][kSums];
 
-__device__ void store(const Fp8Tiles& args, const Tile& tile, int token, const Sums& sums) {
+__device__ void store(const Fp8Tiles& args, const PairTile& tile, int token, const Sums& sums) {
   if (!tile.exists) return;
-  const Fp8Product& product = args.products[tile.product];
+  const PairedProduct& product = args.products[tile.product];
   const int row = tile.row + lane_id() % 2 * 8 + lane_id() % 4 / 2 * 4;
 #pragma unroll
   for (int part = 0; part < kParts; ++part)
@@ -169,14 +114,14 @@ __device__ void store(const Fp8Tiles& args, const Tile& tile, int token, const S
 
 /// A group of products: 128 tokens of each tile.
 __device__ void multiply_all(const Fp8Tiles& args, const Shared& shared) {
-  const Units units(args);
+  const PairUnits<kTokens> units(args);
   const int warp = uniform_warp_id() - 4;
   const int group = warp / 4;
   const int own = group * kBoxRows + warp % 4 * 16 + lane_id() / 4;  // the first token
   const std::uint64_t operands = swizzled_operand(shared_address(shared.stages));
   RingPosition ring;
   for (int unit = units.first; unit < units.count; unit += units.step) {
-    const Tile tile = tile_at(args, unit);
+    const PairTile tile = pair_tile<kTokens>(args, unit);
     const float* scales =
         args.products[tile.product].scales + std::int64_t{tile.row / kBoxRows} * args.blocks;
     float lane_scale = 0;  // of every 32nd block
@@ -245,12 +190,6 @@ std::int64_t token_bytes(int cols, int groups) {
 
 }  // namespace
 
-bool has_fp8_linear(const Matrix& w, int groups) {
-  return w.format == WeightFormat::kFp8Block && w.scale_dtype == DType::kF32 &&
-         w.cols % kFp8Columns == 0 && w.rows % 8 == 0 &&
-         (groups == 1 || w.rows / groups % kBoxRows == 0);
-}
-
 std::int64_t fp8_scratch_bytes(int cols, int groups) { return kTokens * token_bytes(cols, groups); }
 
 // As many tokens at a time as the scratch holds codes of.
@@ -265,15 +204,13 @@ void multiply_fp8(const LinearsArgs& args, const LinearScratch& scratch, cudaStr
     return resident_clusters(fp8_kernel, shape);
   }();
   const int cols = args.products[0].w.cols, width = args.groups * cols;
-  Fp8Tiles tiles{.groups = args.groups, .blocks = cols / kFp8Columns, .count = args.count};
+  Fp8Tiles tiles;
+  tiles.groups = args.groups;
+  tiles.blocks = cols / kFp8Columns;
   for (int i = 0; i < args.count; ++i) {
     const Matrix& w = args.products[i].w;
     tiles.w[i] = byte_matrix_map(w.values, w.rows, cols, kBoxRows);
-    tiles.products[i] = {.scales = static_cast<const float*>(w.scales),
-                         .out = args.products[i].out,
-                         .rows = w.rows,
-                         .first_pair = tiles.pairs};
-    tiles.pairs += args.groups * ceil_div(w.rows / args.groups, kBlocksOfPair * kBoxRows);
+    tiles.add(w, args.products[i].out);
   }
   const auto most = static_cast<int>(
       std::min<std::int64_t>(scratch.bytes / token_bytes(cols, args.groups), 1 << 20));

@@ -74,7 +74,7 @@ struct Tiles {
 };
 
 __device__ TileStrip strip_of(const LinearTiles& args, int tile, int warp) {
-  return strip_of_tile(args, tile, kTileRows, warp * kStripRows);
+  return strip_of_tile(args, tile, kLinearTileRows, warp * kStripRows);
 }
 
 /// One thread: half blobs to stages as they fall empty.
@@ -245,7 +245,7 @@ void launch_kind(const LinearTiles& args, const LinearScratch& scratch, cudaStre
   const int at_once = static_cast<int>(scratch.bytes / tile_bytes) * kTokens;
   auto* blobs = static_cast<char*>(scratch.memory);
   LinearTiles some = args;
-  cut_into_tiles(some, kTileRows);
+  cut_into_tiles(some, kLinearTileRows);
   for (int first = 0; first < args.tokens; first += at_once) {
     some.tokens = std::min(at_once, args.tokens - first);
     const auto tiles = static_cast<unsigned>(ceil_div(some.tokens, kTokens));
