@@ -390,6 +390,37 @@ TEST_F(CudaAttend, FewRowsHaveTheBitsOfMany) {
   }
 }
 
+// Blocks take several rows each, of one tile and of many, with rows between that are another
+// kernel's; alone, every row has a block of its own.
+TEST_F(CudaAttend, RowsOfALongStepHaveTheBitsOfAShortOne) {
+  StepLimits limits = roomy_limits();
+  limits.rows = 420;
+  limits.context = kBlocks * 128;
+  limits.index_topk = 512;
+  reserve(limits);
+  const std::vector<Chunk> all = {
+      {0, 0, 200}, {-1, 0, 3}, {2, 4500, 2}, {1, 600, 130}, {3, 100, 60}};
+  for (const Attention a : {Attention{64, 512, 128, 4, 512}, Attention{64, 512, 128, 128, 0},
+                            Attention{64, 512, 128, 0, 0}, Attention{70, 512, 20, 4, 100}}) {
+    const std::int64_t width = a.heads * a.width;
+    const auto many = run(gpu(), a, all);
+    struct Part {
+      std::int64_t row;
+      Chunk chunk;
+    };
+    for (const auto& [row, chunk] :
+         {Part{0, {0, 0, 20}}, Part{55, {0, 55, 20}}, Part{180, {0, 180, 20}},
+          Part{203, {2, 4500, 2}}, Part{205, {1, 600, 20}}, Part{320, {1, 715, 15}},
+          Part{335, {3, 100, 60}}}) {
+      SCOPED_TRACE(::testing::Message()
+                   << a.heads << " heads, ratio " << a.ratio << ", row " << row);
+      expect_same(rows_of(many, row, chunk.count, width), run(gpu(), a, {chunk}));
+    }
+    expect_same(rows_of(many, 200, 3, width),
+                std::vector<float>(static_cast<std::size_t>(3 * width)));
+  }
+}
+
 TEST_F(CudaAttend, KeepsItsBitsForAnyChunksAndBatchMates) {
   const Attention a = {10, 128, 16, 4, 12};
   const std::int64_t width = a.heads * a.width;

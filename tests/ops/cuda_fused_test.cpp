@@ -173,12 +173,14 @@ TEST_F(CudaFused, AttentionInputsAreTheBitsOfTheirParts) {
 
 TEST_F(CudaFused, AttendStoreAttendsAndStoresAsItsParts) {
   StepLimits limits = roomy_limits();
-  limits.rows = 80;
+  limits.rows = 420;
   reserve(limits);
   const std::int64_t n = 512, heads = 20, window = 128;
   const std::vector<Chunk> decode = {{0, 3, 1}, {-1, 0, 1}, {2, 127, 1}, {1, 300, 1}, {-1, 0, 2}};
   const std::vector<Chunk> chunked = {{0, 3, 2}, {-1, 0, 1}, {2, 120, 9}, {1, 7, 1}};
   const std::vector<Chunk> many = {{0, 0, 70}};
+  const std::vector<Chunk> several_each = {
+      {0, 0, 270}, {-1, 0, 2}, {2, 5, 140}};  // rows of a block
   struct Case {
     std::vector<Chunk> chunks;
     bool has_queries, has_entries;
@@ -189,7 +191,9 @@ TEST_F(CudaFused, AttendStoreAttendsAndStoresAsItsParts) {
                         {chunked, false, false},
                         {chunked, true, true},
                         {many, true, false},
-                        {many, true, true}}) {
+                        {many, true, true},
+                        {several_each, true, false},
+                        {several_each, true, true}}) {
     SCOPED_TRACE(fmt::format("{} chunks, queries {}, entries {}", c.chunks.size(), c.has_queries,
                              c.has_entries));
     const auto run = [&](bool in_parts) {

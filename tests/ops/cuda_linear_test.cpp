@@ -389,12 +389,13 @@ TEST_F(CudaLinears, KernelChoicesCoverStepsOfAnySize) {
            .index_topk = 64,
            .linear_activations = LinearActivations::kFp8});
   const std::vector<std::string> lines = gpu().kernel_choices();
-  ASSERT_EQ(lines.size(), 5u);
+  ASSERT_EQ(lines.size(), 6u);
   EXPECT_EQ(lines[0].find("linears: "), 0u) << lines[0];
   EXPECT_NE(lines[1].find("from 129 rows"), std::string::npos) << lines[1];
-  EXPECT_NE(lines[2].find("1 to 64 rows: decode: 8 tokens"), std::string::npos) << lines[2];
-  EXPECT_NE(lines[3].find("65 to 256 rows: decode: 16 tokens"), std::string::npos) << lines[3];
-  EXPECT_NE(lines[4].find("more than 256 rows"), std::string::npos) << lines[4];
+  EXPECT_NE(lines[2].find("attention of prompts: from 133 rows"), std::string::npos) << lines[2];
+  EXPECT_NE(lines[3].find("1 to 64 rows: decode: 8 tokens"), std::string::npos) << lines[3];
+  EXPECT_NE(lines[4].find("65 to 256 rows: decode: 16 tokens"), std::string::npos) << lines[4];
+  EXPECT_NE(lines[5].find("more than 256 rows"), std::string::npos) << lines[5];
 }
 
 }  // namespace

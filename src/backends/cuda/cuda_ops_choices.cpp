@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch/attention.h"
 #include "backends/cuda/launch/experts.h"
 #include "backends/cuda/launch/experts_config.h"
 #include "backends/cuda/launch/linear_fp8.h"
@@ -24,6 +25,10 @@ std::vector<std::string> CudaOps::kernel_choices() const {
   if (limits_.linear_activations == LinearActivations::kFp8)
     lines.push_back(
         fmt::format("linears of FP8 blocks: FP8 tensor cores from {} rows", cuda::kFp8TileTokens));
+  if (cache_dtype() == DType::kF16 && limits_.rows >= cuda::kLongStepRows)
+    lines.push_back(fmt::format(
+        "attention of prompts: from {} rows on blocks that take one row after the other",
+        cuda::kLongStepRows));
   if (limits_.num_experts == 0) return lines;
 
   const int rows = as_int(limits_.rows), k = as_int(limits_.experts_per_token);

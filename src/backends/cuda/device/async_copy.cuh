@@ -144,6 +144,11 @@ __device__ inline void bulk_fetch(void* to, const void* from, std::uint32_t byte
 #endif
 }
 
+/// Brings the line at `from` to the L2 cache.
+__device__ inline void prefetch_to_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 /// Reads shared memory that copies filled; what a wait for them orders before.
 __device__ inline uint4 load_shared_16(std::uint32_t at) {
   uint4 v;

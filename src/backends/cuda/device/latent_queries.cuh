@@ -11,9 +11,10 @@
 
 namespace quatrain::cuda::latent {
 
-/// Heads begin, begin + kWarps, … of a row on their way through registers of a warp, kBatch of
-/// them; the tile that they go to has kRows rows.
-template <int kBatch, int kRows>
+/// Heads begin, begin + kStep, … of a row on their way through registers of a warp, kBatch of
+/// them; the tile that they go to has kRows rows. The L2 cache lets go of queries that are kOnce:
+/// those of many rows would drive out keys.
+template <int kBatch, int kRows, int kStep = latent::kWarps, bool kOnce = false>
 class QueryBatch {
  public:
   /// Asks for those of them that are less than `heads`; q is head 0.
@@ -23,7 +24,8 @@ class QueryBatch {
       if (head(j) >= heads_) continue;
       const auto* from = reinterpret_cast<const float2*>(q + head(j) * kWidth) + lane_id();
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) x_[j][i] = from[i * kWarp];
+      for (int i = 0; i < kPairs; ++i)
+        x_[j][i] = kOnce ? __ldcs(from + i * kWarp) : from[i * kWarp];
     }
   }
 
@@ -60,7 +62,7 @@ class QueryBatch {
   static constexpr int kPairs = kWidth / 2 / kWarp;  // of a lane: one in each panel
   static_assert(2 * kWarp == kPanelColumns && kMostPairs == kWarp, "the last pair may turn");
 
-  __device__ int head(int j) const { return begin_ + j * latent::kWarps; }
+  __device__ int head(int j) const { return begin_ + j * kStep; }
 
   int begin_, heads_;
   float2 x_[kBatch][kPairs] = {};  // which saves the compiler from spilling

@@ -19,6 +19,13 @@ inline constexpr int kHeads = 64;               // of a block, at most
 inline constexpr int kOutStride = kWidth + 8;
 inline constexpr float kLog2e = 1.4426950408889634f;
 
+/// 2^x, 0 where that would be subnormal: next to the largest weight, which is 1, it is nothing.
+__device__ inline float weight_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// Over the four lanes that have a row of sums together.
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));

@@ -87,15 +87,15 @@ __device__ inline void weigh(Shared& shared, const float (&scores)[16], int pres
   for (int h = 0; h < 2; ++h) {
     const float other = shared.largest[1 - group_id()][first_row() + 8 * h];
     const float largest = fmaxf(sums.largest[h], fmaxf(best[h], other));
-    factor[h] = exp2f(sums.largest[h] - largest);
+    factor[h] = weight_of(sums.largest[h] - largest);
     grows |= factor[h] != 1.0f && sums.largest[h] != -INFINITY;
     sums.largest[h] = largest;
   }
 #pragma unroll
   for (int i = 0; i < 16; i += 2) {
     const int h = i / 2 % 2;
-    const float a = exp2f(scaled[i] - sums.largest[h]);
-    const float b = exp2f(scaled[i + 1] - sums.largest[h]);
+    const float a = weight_of(scaled[i] - sums.largest[h]);
+    const float b = weight_of(scaled[i + 1] - sums.largest[h]);
     sums.total[h] = fmaf(sums.total[h], i < 4 ? factor[h] : 1.0f, __fadd_rn(a, b));
     const int chunk = 4 * group_id() + i / 4;
     *reinterpret_cast<std::uint32_t*>(shared.weights + panel_offset(first_row() + 8 * h, chunk) +

@@ -93,6 +93,13 @@ inline constexpr int kFewHeads = 16;
 /// cut into 2 or 4 parts: rows of sequences that bring few to the step, and padding. `scale` makes
 /// products logits in units of log 2.
 void attend_latent_few(const AttendArgs& args, int parts, float scale, cudaStream_t stream);
+/// Rows of a step from which on blocks have several: more than there are multiprocessors.
+inline constexpr int kLongStepRows = 133;
+/// The part of attend_latent() for rows that are not split: those of sequences that bring many to
+/// the step, in layers without entries all rows and padding. has_attend_latent_rows() says whether
+/// it takes them, which is so in long steps with caches in F16.
+bool has_attend_latent_rows(const AttendArgs& args);
+void attend_latent_rows(const AttendArgs& args, float scale, cudaStream_t stream);
 /// What attend_latent() needs of scratch whatever the step.
 std::int64_t attend_parked_bytes();
 

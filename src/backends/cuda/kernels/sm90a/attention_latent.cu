@@ -12,7 +12,8 @@
 // where the chip could not hold all rows otherwise; the sums of the first wait in memory. Blocks
 // combine parts through each other's shared memory. Every other row takes one block: a window has
 // but two tiles. Steps of so few rows that 16 heads to a block fit the chip at once have a kernel
-// of their own, attention_latent_few.cu. Which tiles are a part and the order of the sums depend on
+// of their own, attention_latent_few.cu, and so have rows that are not split in long steps,
+// attention_latent_rows.cu. Which tiles are a part and the order of the sums depend on
 // the layer, the reserved context and the row alone, so its bits are the same in any batch.
 #include <algorithm>
 #include <cmath>
@@ -267,6 +268,7 @@ void launch_format(AttendArgs args, cudaStream_t stream) {
       launch_split<kFormat, 4>(args, scale, stream);
     if (rows <= kFewRows || args.batch.is_decode) return;
   }
+  if (has_attend_latent_rows(args)) return attend_latent_rows(args, scale, stream);
   const int heads = has_entries(args) ? kHeads : heads_per_block(args, kProcessors);
   const dim3 grid(static_cast<unsigned>(ceil_div(args.heads, heads)), static_cast<unsigned>(rows));
   launch(attend_row_kernel<kFormat>, {.grid = grid, .block = kThreads, .shared = kBytes}, stream,

@@ -149,10 +149,11 @@ class Part {
       const float best = fmaxf(fmaxf(fmaxf(low.x, low.y), fmaxf(low.z, low.w)),
                                fmaxf(fmaxf(high.x, high.y), fmaxf(high.z, high.w)));
       const float largest = fmaxf(largest_[h], best);
-      factor[h] = exp2f(largest_[h] - largest);
+      factor[h] = weight_of(largest_[h] - largest);
       grows |= factor[h] != 1.0f && largest_[h] != -INFINITY;
       largest_[h] = largest;
-      const float a = exp2f(scaled[2 * h] - largest), b = exp2f(scaled[2 * h + 1] - largest);
+      const float a = weight_of(scaled[2 * h] - largest),
+                  b = weight_of(scaled[2 * h + 1] - largest);
       pair_sums[h] = __fadd_rn(a, b);
       *reinterpret_cast<std::uint32_t*>(shared_.weights + panel_offset(row, warp_id()) +
                                         4 * (lane_id() % 4)) = f16_pair(a, b);
