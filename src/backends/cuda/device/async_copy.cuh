@@ -214,6 +214,15 @@ __device__ inline void named_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Barriers of a ring of `stages` buffers, which so many arrive at.
+__device__ inline void init_ring(Barrier* full, int fillers, Barrier* empty, int readers,
+                                 int stages) {
+  for (int s = 0; s < stages; ++s) {
+    barrier_init(full + s, fillers);
+    barrier_init(empty + s, readers);
+  }
+}
+
 /// A ring of `size` buffers: which one is next, and the parity of its barriers.
 struct RingPosition {
   int at = 0;

@@ -100,15 +100,6 @@ __device__ inline Shared shared_at(std::uint8_t* base) {
           tables + kTableStages};
 }
 
-// The barriers of a ring of `stages`: arrivals at the full ones and at the empty ones.
-__device__ inline void init_ring(Barrier* full, int fillers, Barrier* empty, int readers,
-                                 int stages) {
-  for (int s = 0; s < stages; ++s) {
-    barrier_init(full + s, fillers);
-    barrier_init(empty + s, readers);
-  }
-}
-
 // This block's tiles: it strides over them, row tiles of one expert beside each other.
 class TileWalk {
  public:

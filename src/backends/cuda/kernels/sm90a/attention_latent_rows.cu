@@ -455,13 +455,9 @@ __global__ void __launch_bounds__(kAllThreads, 1)
   Shared& shared = *reinterpret_cast<Shared*>(raw);
   let_next_start();
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) {
-      for (int half = 0; half < 2; ++half) {
-        barrier_init(&shared.full[i][half], kFeedThreads);
-        barrier_init(&shared.empty[i][half], kGroupWarps * kWarpArrivals);
-      }
-      barrier_init(&shared.published[i], kGroupWarps * kWarpArrivals);
-    }
+    init_ring(shared.full[0], kFeedThreads, shared.empty[0], kGroupWarps * kWarpArrivals, 4);
+    for (Barrier& published : shared.published)
+      barrier_init(&published, kGroupWarps * kWarpArrivals);
     barrier_init(&shared.has_item, kFeedThreads);
     barrier_init(&shared.has_queries, (latent::kWarps + kFeedWarps) * kWarpArrivals);
     barrier_init(&shared.row_read, latent::kWarps * kWarpArrivals);

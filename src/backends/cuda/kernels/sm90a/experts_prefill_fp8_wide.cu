@@ -175,11 +175,11 @@ __device__ void make_ready(Shared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
     constexpr int kReaders = kMultiplyingWarps * kWarpArrivals;
-    prefill::init_ring(shared.weights_full, 1, shared.weights_empty, kReaders, kWeightStages);
-    prefill::init_ring(shared.tokens_full, kGatherWarps * kWarp + kWarpArrivals,
-                       shared.tokens_empty, kReaders, kTokenStages);
-    prefill::init_ring(shared.table_full, kWarpArrivals, shared.table_empty,
-                       kReaders + kGatherWarps * kWarpArrivals, kTableStages);
+    init_ring(shared.weights_full, 1, shared.weights_empty, kReaders, kWeightStages);
+    init_ring(shared.tokens_full, kGatherWarps * kWarp + kWarpArrivals, shared.tokens_empty,
+              kReaders, kTokenStages);
+    init_ring(shared.table_full, kWarpArrivals, shared.table_empty,
+              kReaders + kGatherWarps * kWarpArrivals, kTableStages);
     barrier_init(&shared.peaks_full, 1);
     barrier_init_fence();
   }

@@ -298,10 +298,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   let_next_start();
   const Shared shared(memory);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(shared.full + s, 1);  // the thread that copies
-      barrier_init(shared.empty + s, kBlocksOfPair * kGroups * kGroupWarps * kWarpArrivals);
-    }
+    init_ring(shared.full, 1, shared.empty, kBlocksOfPair * kGroups * kGroupWarps * kWarpArrivals,
+              kStages);
     barrier_init_fence();
   }
   cluster_sync();

@@ -164,10 +164,7 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_kernel(const __grid_constant_
   let_next_start();
   const Shared shared(memory);
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(shared.full + s, 1);  // the thread that copies
-      barrier_init(shared.empty + s, kBlocksOfPair * kProductWarps * kWarpArrivals);
-    }
+    init_ring(shared.full, 1, shared.empty, kBlocksOfPair * kProductWarps * kWarpArrivals, kStages);
     barrier_init_fence();
   }
   cluster_sync();

@@ -347,12 +347,8 @@ template <LinearKind kKind, int kTokens, int kGroups>
 __device__ void multiply_part(const Part& part, char* memory) {
   using Memory = Shared<kKind, kTokens, kGroups>;
   const Memory shared(memory);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Memory::kStages; ++s) {
-      barrier_init(shared.full + s, 1);  // the thread that copies
-      barrier_init(shared.empty + s, Memory::kWarps * kWarpArrivals);
-    }
-  }
+  if (threadIdx.x == 0)
+    init_ring(shared.full, 1, shared.empty, Memory::kWarps * kWarpArrivals, Memory::kStages);
   __syncthreads();
   if (threadIdx.x < kCopyThreads) {
     lower_registers<kCopyRegisters<kGroups>>();

@@ -215,12 +215,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   let_next_start();
   const Shared<kKind> shared(memory);
   const int warp = uniform_warp_id();
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < Shared<kKind>::kStages; ++s) {
-      barrier_init(shared.full + s, 1);                   // the thread that copies
-      barrier_init(shared.empty + s, 8 * kWarpArrivals);  // warps that multiply
-    }
-  }
+  if (threadIdx.x == 0)  // one thread copies, eight warps multiply
+    init_ring(shared.full, 1, shared.empty, 8 * kWarpArrivals, Shared<kKind>::kStages);
   __syncthreads();
   wait_for_previous();
   const int blocks = ceil_div(args.cols, kLinearBlock);
