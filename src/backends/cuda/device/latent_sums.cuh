@@ -58,7 +58,7 @@ __device__ inline void begin_scores(const Shared& shared, const unsigned char* s
 #pragma unroll
   for (int k = 0; k < kWidth / 16; ++k) {
     const int at = k / 4 * kPanelBytes + k % 4 * 32;
-    wgmma_m64n32(scores, operand(q + at, 16, kStride), operand(keys + at, 16, kStride), k > 0);
+    wgmma_f16<32>(scores, operand(q + at, 16, kStride), operand(keys + at, 16, kStride), k > 0);
   }
   wgmma_commit();
 }

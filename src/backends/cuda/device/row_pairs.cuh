@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tiles the blocks of launch/row_pairs.h work on.
+// Which tiles the blocks of launch/row_pairs.h work on, and how their warps share the work.
 #pragma once
 
 #include "backends/cuda/device/cluster.cuh"
+#include "backends/cuda/device/dependent.cuh"
+#include "backends/cuda/device/warp_arrival.cuh"
+#include "backends/cuda/device/wgmma.cuh"
 #include "backends/cuda/launch/row_pairs.h"
 
 namespace quatrain::cuda {
@@ -62,5 +65,28 @@ struct PairUnits {
   __device__ explicit PairUnits(const RowPairs& args)
       : count(args.pairs * ceil_div(args.tokens, kTokens)) {}
 };
+
+/// A block of a pair: one thread of the first warpgroup calls copy_all(args, shared), kProductWarps
+/// warps behind it multiply_all(args, shared). Both blocks fill and use `full` and `empty` of
+/// kStages stages.
+template <int kStages, int kProductWarps, int kCopyRegisters, int kProductRegisters, class Args,
+          class Shared>
+__device__ __forceinline__ void run_pair(const Args& args, const Shared& shared) {
+  if (threadIdx.x == 0) {
+    init_ring(shared.full, 1, shared.empty, kBlocksOfPair * kProductWarps * kWarpArrivals, kStages);
+    barrier_init_fence();
+  }
+  cluster_sync();
+  wait_for_previous();
+  if (threadIdx.x < 4 * kWarp) {
+    lower_registers<kCopyRegisters>();
+    if (threadIdx.x == 0) copy_all(args, shared);
+    __syncwarp();
+  } else {
+    raise_registers<kProductRegisters>();
+    multiply_all(args, shared);
+  }
+  cluster_sync();  // none ends while the other sends to it
+}
 
 }  // namespace quatrain::cuda

@@ -29,22 +29,8 @@ __device__ inline std::uint64_t operand(std::uint32_t address, int leading, int 
          static_cast<std::uint64_t>(stride >> 4) << 32;
 }
 
-/// In all of them lane l of warp w of the group holds d[16 w + l / 4][8 j + 2 (l % 4) + {0, 1}] in
+/// Lane l of warp w of the group holds d[16 w + l / 4][8 j + 2 (l % 4) + {0, 1}] in
 /// d[4 j], d[4 j + 1] and the same of row + 8 in d[4 j + 2], d[4 j + 3].
-
-/// d (+)= a bᵀ: a [64, 16], b [32, 16], columns contiguous in both.
-__device__ inline void wgmma_m64n32(float (&d)[16], std::uint64_t a, std::uint64_t b,
-                                    bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, p, 1, 1, 0, 0;\n}"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
-        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-        "+f"(d[14]), "+f"(d[15])
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
-}
 
 /// d (+)= a b: a [64, 16] with columns contiguous, b [16, 256]: sixteen rows of four panels.
 __device__ inline void wgmma_m64n256_rows(float (&d)[128], std::uint64_t a, std::uint64_t b,

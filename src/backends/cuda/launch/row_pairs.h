@@ -3,6 +3,7 @@
 // of weight rows, so that each brings half of the tokens' inputs to both.
 #pragma once
 
+#include "backends/cuda/launch/launch.h"
 #include "backends/cuda/launch/linear.h"
 
 namespace quatrain::cuda {
@@ -42,6 +43,14 @@ inline bool fits_row_pairs(const Matrix& w, int groups) {
   return w.format == WeightFormat::kFp8Block && w.scale_dtype == DType::kF32 &&
          w.cols % kLinearBlock == 0 && w.rows % 8 == 0 &&
          (groups == 1 || w.rows / groups % kPairRows == 0);
+}
+
+/// Pairs that the chip holds of a kernel whose blocks have `shape`; allows it its shared memory.
+template <class... Params>
+int resident_pairs(void (*kernel)(Params...), LaunchShape shape) {
+  allow_shared(kernel, shape.shared);
+  shape.grid = kBlocksOfPair;
+  return resident_clusters(kernel, shape);
 }
 
 }  // namespace quatrain::cuda

@@ -58,6 +58,7 @@ __device__ const float* queries_of(const AttendArgs& args, const Item& item) {
   return args.q + (std::int64_t{item.r} * args.heads + item.head) * kWidth;
 }
 
+constexpr int kFedHeads = kHeads / 2;  // whose queries the warps that bring keys load
 // Rows that have rotations at a time: those of one are made while others' results are turned.
 constexpr int kTurnRows = 4;
 
@@ -165,14 +166,14 @@ class Feeder {
     ring_.next(2);
   }
 
-  /// The item, and the first half of its queries.
+  /// The item, and the first of its queries.
   __device__ void load_row(const Item& item) {
     using Batch = QueryBatch<kFeedHeads, kHeads, kFeedWarps, true>;
     float2* turns = shared_.turns[row_ % kTurnRows];
     const int nth = static_cast<int>(threadIdx.x) - kThreads;
     if (item.heads > 0 && nth < args_.pairs)
       turns[nth] = rotation(args_.batch.positions[item.r], args_.inv_freq[nth], false);
-    const int heads = min(item.heads, kHeads / 2);
+    const int heads = min(item.heads, kFedHeads);
     Batch batch(queries_of(args_, item), warp_, heads);
     barrier_wait(&shared_.row_read, row_ % 2 ^ 1u);
     if (nth == 0) shared_.item = item;
@@ -238,10 +239,10 @@ class Summer {
   }
 
  private:
-  /// The second half: no sums need registers yet.
+  /// The other queries: no sums need registers yet.
   __device__ void load_queries(const Item& item, const float2* turns) const {
-    using Batch = QueryBatch<kHeads / 2 / latent::kWarps, kHeads, latent::kWarps, true>;
-    Batch(queries_of(args_, item), kHeads / 2 + warp_id(), item.heads)
+    using Batch = QueryBatch<(kHeads - kFedHeads) / latent::kWarps, kHeads, latent::kWarps, true>;
+    Batch(queries_of(args_, item), kFedHeads + warp_id(), item.heads)
         .store(args_, turns, shared_.q);
     fence_operands();
     warp_arrive(&shared_.has_queries);

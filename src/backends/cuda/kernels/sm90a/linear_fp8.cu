@@ -163,21 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_kernel(const __grid_constant_
   extern __shared__ char memory[];
   let_next_start();
   const Shared shared(memory);
-  if (threadIdx.x == 0) {
-    init_ring(shared.full, 1, shared.empty, kBlocksOfPair * kProductWarps * kWarpArrivals, kStages);
-    barrier_init_fence();
-  }
-  cluster_sync();
-  wait_for_previous();
-  if (threadIdx.x < kGroupThreads) {
-    lower_registers<kCopyRegisters>();
-    if (threadIdx.x == 0) copy_all(args, shared);
-    __syncwarp();
-  } else {
-    raise_registers<kProductRegisters>();
-    multiply_all(args, shared);
-  }
-  cluster_sync();  // none ends while the other sends to it
+  run_pair<kStages, kProductWarps, kCopyRegisters, kProductRegisters>(args, shared);
 }
 
 /// Bytes of scratch per token: codes, and a scale per block.
@@ -194,12 +180,7 @@ void multiply_fp8(const LinearsArgs& args, const LinearScratch& scratch, cudaStr
   if (args.tokens == 0 || args.count == 0) return;
   constexpr LaunchShape kShape{
       .block = kThreads, .shared = Shared::kBytes, .cluster_x = kBlocksOfPair};
-  static const int resident = [&] {
-    allow_shared(fp8_kernel, Shared::kBytes);
-    LaunchShape shape = kShape;
-    shape.grid = kBlocksOfPair;
-    return resident_clusters(fp8_kernel, shape);
-  }();
+  static const int resident = resident_pairs(fp8_kernel, kShape);
   const int cols = args.products[0].w.cols, width = args.groups * cols;
   Fp8Tiles tiles;
   tiles.groups = args.groups;
